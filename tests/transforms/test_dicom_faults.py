@@ -1,0 +1,293 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One fault at a time in a DICOM series: refused with a reason, or repaired and reported; never guessed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from ct_factory import PRIVATE, ct_slice, hu_slice, save, set_stored
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    BasicTextSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    JPEG2000Lossless,
+    JPEGExtended12Bit,
+    MPEG2MPML,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+
+from transforms import LoadSeries, SeriesError
+
+WriteSeries = Callable[..., Path]
+
+
+def on(slice_index: int | None = None, /, **tags: object) -> Callable[[int, Dataset], None]:
+    """Set tags on one slice (or all); None deletes a tag."""
+
+    def edit(k: int, ds: Dataset) -> None:
+        if slice_index in (None, k):
+            for tag, value in tags.items():
+                if value is None:
+                    delattr(ds, tag)
+                else:
+                    setattr(ds, tag, value)
+
+    return edit
+
+
+def moved(positions: dict[int, list[float]] | Callable[[int], list[float]]) -> Callable[[int, Dataset], None]:
+    """Put slices elsewhere."""
+
+    def edit(k: int, ds: Dataset) -> None:
+        position = positions(k) if callable(positions) else positions.get(k)
+        if position is not None:
+            ds.ImagePositionPatient = position
+
+    return edit
+
+
+def smaller(k: int, ds: Dataset) -> None:
+    if k == 3:
+        set_stored(ds, hu_slice(k, 16) + 1024)
+
+
+def eight_bits(k: int, ds: Dataset) -> None:
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    ds.PixelData = bytes(32 * 32)
+
+
+def turned(row: list[float], column: list[float]) -> Callable[[int, Dataset], None]:
+    """All slices in another plane, stacked along its normal."""
+
+    def edit(k: int, ds: Dataset) -> None:
+        ds.ImageOrientationPatient = [*row, *column]
+        ds.ImagePositionPatient = (5.0 * k * np.cross(row, column)).tolist()
+
+    return edit
+
+
+FAULTS = {
+    "two slices missing": (lambda k, ds: k not in (2, 3), r"5\.00 mm apart with 2 missing between 001.dcm and 004.dcm \(a gap of 15"),
+    "one slice missing": (lambda k, ds: k != 4, r"1 missing between 003.dcm and 005.dcm"),
+    "one slice": (lambda k, ds: k == 0, "at least 2 slices, found 1"),
+    "uneven steps": (moved({5: [-11, -12, 123.0]}), r"steps from 3\.00 to 5\.00 mm"),
+    "tilted gantry": (moved(lambda k: [-11, -12 + k * 1.0, 100 + k * 5]), r"gantry tilt of 11\.3 degrees, 5\.0 mm sideways"),
+    "slight tilt": (moved(lambda k: [-11, -12 + k * 0.1, 100 + k * 5]), r"gantry tilt of 1\.1 degrees"),
+    "one slice sideways": (moved({3: [-10, -12, 115]}), r"1\.0 mm sideways"),
+    "two at one height": (moved({3: [-51, -12, 110]}), r"002.dcm and 003.dcm beside each other, 40\.0 mm apart"),
+    "all at one place": (on(ImagePositionPatient=[0, 0, 0]), "all 6 at the same one"),
+    "mixed pixel spacing": (on(4, PixelSpacing=[0.9, 0.7]), r"004.dcm: expected the pixel spacing in mm of the series, \[0\.8, 0\.7\], found \[0\.9"),
+    "mixed orientation": (on(1, ImageOrientationPatient=[1, 0, 0, 0, 0.99, -0.1411]), "001.dcm: expected the orientation"),
+    "mixed matrix": (smaller, r"003.dcm: expected the rows and columns of the series, \[32\.0, 32\.0\], found \[16"),
+    "mixed frame of reference": (on(1, FrameOfReferenceUID="1.2"), "one FrameOfReferenceUID, found 2"),
+    "coronal": (turned([1, 0, 0], [0, 0, -1]), "found coronal ones, 90 degrees"),
+    "sagittal": (turned([0, 1, 0], [0, 0, -1]), "found sagittal ones, 90 degrees"),
+    "strongly oblique": (turned([1, 0, 0], [0, 0.8, -0.6]), "found strongly oblique ones, 37 degrees"),
+    "no directions": (on(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "two orthogonal unit directions"),
+    "position missing": (on(2, ImagePositionPatient=None), r"002.dcm: expected 3 finite number\(s\) in ImagePositionPatient, found none"),
+    "position incomplete": (on(2, ImagePositionPatient=[1, 2]), r"found \[1\.0, 2\.0\]"),
+    "orientation missing": (on(2, ImageOrientationPatient=None), "ImageOrientationPatient, found none"),
+    "spacing missing": (on(2, PixelSpacing=None), "PixelSpacing, found none"),
+    "spacing zero": (on(2, PixelSpacing=[0, 0]), "positive PixelSpacing"),
+    "slope missing": (on(3, RescaleSlope=None), "003.dcm: expected 1 finite number.* in RescaleSlope, found none"),
+    "intercept missing": (on(3, RescaleIntercept=None), "RescaleIntercept, found none"),
+    "slope zero": (on(3, RescaleSlope=0), "RescaleSlope other than 0"),
+    "no HU": (on(RescaleType="Z_EFF"), "values in HU, found Rescale Type Z_EFF"),
+    "8 bits": (eight_bits, "16 bits, found 8 bits allocated"),
+    "multi-frame": (on(NumberOfFrames=4), "000.dcm: expected single-frame CT images, found a multi-frame object of 4"),
+    "enhanced CT": (on(SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=6), "a multi-frame object of 6"),
+    "absurd rows": (on(Rows=60000), "at most 4096 voxels along an axis .* found 32 x 60000 x 6"),
+    "no rows": (on(Rows=0), "found 32 x 0 x 6"),
+    "two series": (on(3, SeriesInstanceUID="1.2.3"), r"one series, found 2; choose one with series_uid: .*\(5 files\); 1\.2\.3 \(1 files\)"),
+    "series UID missing": (on(3, SeriesInstanceUID=None), "003.dcm: expected a SeriesInstanceUID, found none"),
+    "no decoder": (
+        lambda k, ds: setattr(ds.file_meta, "TransferSyntaxUID", MPEG2MPML) or _encapsulate(ds),
+        r"can decode, found the transfer syntax MPEG2 Main Profile / Main Level",
+    ),
+    "pixels missing": (on(3, PixelData=None), "003.dcm: expected pixel data .*truncated or damaged"),
+    "damaged JPEG": (
+        lambda k, ds: setattr(ds.file_meta, "TransferSyntaxUID", JPEGExtended12Bit) or _encapsulate(ds),
+        r"000.dcm: expected pixel data \(JPEG Extended .*truncated or damaged",
+    ),
+}  # fmt: skip
+
+
+def _encapsulate(ds: Dataset) -> None:
+    ds.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_refused(write_series: WriteSeries, fault: str) -> None:
+    edit, expected = FAULTS[fault]
+    folder = write_series(edit)
+    with pytest.raises(SeriesError, match=expected) as refused:
+        LoadSeries()(folder)
+    assert str(folder) in str(refused.value)
+    assert not any(secret in str(refused.value) for secret in PRIVATE)
+
+
+@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("kept", [0.5, 0.95])
+def test_truncated_file(write_series: WriteSeries, syntax: str | None, kept: float) -> None:
+    def edit(k: int, ds: Dataset) -> None:
+        set_stored(ds, np.random.default_rng(k).integers(0, 4096, (64, 64)))  # noise, so that pixels fill the file
+        if syntax == DeflatedExplicitVRLittleEndian:
+            ds.file_meta.TransferSyntaxUID = syntax
+        elif syntax is not None:
+            ds.compress(syntax, generate_instance_uid=False)
+
+    folder = write_series(edit)
+    victim = folder / "002.dcm"
+    os.truncate(victim, int(kept * victim.stat().st_size))
+    with pytest.raises(SeriesError, match=r"002\.dcm"):
+        LoadSeries()(folder)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (200, r"005\.dcm: expected a SeriesInstanceUID, found none"),
+        (400, r"005\.dcm: expected a SOP class, found"),
+        (700, "one series, found 2"),  # the UID itself is cut
+        (900, r"005\.dcm: expected .* number"),
+    ],
+)
+def test_truncated_header(write_series: WriteSeries, size: int, expected: str) -> None:
+    """Of the last slice, which no gap would betray."""
+    folder = write_series()
+    os.truncate(folder / "005.dcm", size)
+    with pytest.raises(SeriesError, match=expected):
+        LoadSeries()(folder)
+
+
+def test_unreadable_number(write_series: WriteSeries) -> None:
+    folder = write_series()
+    file = folder / "001.dcm"
+    file.write_bytes(file.read_bytes().replace(b"-11.0\\-12.0\\105.0", b"-11.0\\-1x.0\\105.0"))
+    with pytest.raises(SeriesError, match=r"001.dcm: expected 3 number\(s\) in ImagePositionPatient"):
+        LoadSeries()(folder)
+
+
+def test_absurd_number_of_voxels(write_series: WriteSeries, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transforms.geometry.MAX_VOXELS", 6000)
+    with pytest.raises(SeriesError, match="6000 in all, found 32 x 32 x 6"):
+        LoadSeries()(write_series())
+
+
+def test_decoder_not_installed(write_series: WriteSeries, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = pydicom.pixels.get_decoder(JPEG2000Lossless)
+    monkeypatch.setattr(decoder, "_available", {})
+    folder = write_series(lambda k, ds: ds.compress(JPEG2000Lossless, generate_instance_uid=False))
+    with pytest.raises(SeriesError, match="no decoder installed for the transfer syntax JPEG 2000 Image Compression"):
+        LoadSeries()(folder)
+
+
+def test_pixels_of_another_shape_than_the_header(write_series: WriteSeries) -> None:
+    """A codestream has a size of its own."""
+
+    def edit(k: int, ds: Dataset) -> None:
+        set_stored(ds, hu_slice(k, 64) + 1024)
+        ds.compress(JPEG2000Lossless, generate_instance_uid=False)
+        ds.Rows = ds.Columns = 32
+
+    with pytest.raises(SeriesError, match=r"000\.dcm"):
+        LoadSeries()(write_series(edit))
+
+
+def test_duplicates(write_series: WriteSeries, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_series()
+    expected = LoadSeries()(folder)
+    copy = ct_slice(3)
+    copy.SOPInstanceUID = "1.2.3.4"
+    save(copy, folder / "copy.dcm")
+    with caplog.at_level(logging.WARNING):
+        volume = LoadSeries()(folder)
+    assert (volume == expected).all()
+    assert volume.meta["dropped_duplicates"] == 1
+    assert "1 identical duplicates dropped" in caplog.text
+    copy.RescaleIntercept = -1023
+    save(copy, folder / "copy.dcm")
+    with pytest.raises(SeriesError, match=r"another than .* at the same place"):
+        LoadSeries()(folder)
+
+
+def test_small_scatter_of_positions_is_rounding(write_series: WriteSeries) -> None:
+    """Positions written with one decimal: 0.625 mm slices at 0.6, 1.2 (sic), 1.9, ... are one regular volume."""
+    folder = write_series(moved(lambda k: [-11, -12, round(100 + 0.625 * k, 1)]), slices=9)
+    volume = LoadSeries()(folder)
+    assert volume.pixdim[2] == pytest.approx(0.625, abs=0.01)
+
+
+def test_frame_of_reference_may_be_missing(write_series: WriteSeries) -> None:
+    for slices in (on(FrameOfReferenceUID=None), on(2, FrameOfReferenceUID=None)):
+        assert LoadSeries()(write_series(slices)).shape == (1, 32, 32, 6)
+
+
+def test_free_text_rescale_type(write_series: WriteSeries) -> None:
+    assert LoadSeries()(write_series(on(RescaleType="Houndsfield Unit"))).shape == (1, 32, 32, 6)
+
+
+def test_what_is_no_slice_is_skipped_and_counted(write_series: WriteSeries, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_series()
+    expected = LoadSeries()(folder)
+    (folder / "notes.txt").write_text("not DICOM")
+    (folder / "empty.dcm").touch()
+    (folder / "nested").mkdir()
+    for name, tags in {
+        "scout": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+        "screen": {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
+        "colour": {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3},
+        "report": {"SOPClassUID": BasicTextSRStorage, "SeriesInstanceUID": "1.2"},
+        "capture": {"SOPClassUID": SecondaryCaptureImageStorage},
+    }.items():
+        ds = ct_slice(0)
+        for tag, value in tags.items():
+            setattr(ds, tag, value)
+        save(ds, folder / f"{name}.dcm")
+    with caplog.at_level(logging.WARNING):
+        volume = LoadSeries()(folder)
+    assert (volume == expected).all()
+    assert volume.meta["skipped_files"] == 7
+    assert "7 files skipped" in caplog.text
+    for name, reason in {"scout": "a localizer", "report": "Basic Text SR Storage", "empty": "not DICOM"}.items():
+        with pytest.raises(
+            SeriesError, match=f"{name}.dcm: expected a CT image or a NIfTI file, found one that is {reason}"
+        ):
+            LoadSeries()(folder / f"{name}.dcm")
+
+
+def test_folder_without_ct(tmp_path: Path) -> None:
+    with pytest.raises(SeriesError, match="found none: no file"):
+        LoadSeries()(tmp_path)
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(SeriesError, match=r"1 subfolders, which are not searched"):
+        LoadSeries()(tmp_path)
+    (tmp_path / "readme.txt").write_text("hello")
+    with pytest.raises(SeriesError, match="1 x not DICOM"):
+        LoadSeries()(tmp_path)
+    with pytest.raises(SeriesError, match="found nothing there"):
+        LoadSeries()(tmp_path / "absent")
+
+
+def test_sop_class_only_in_the_file_meta(write_series: WriteSeries) -> None:
+    folder = write_series()
+    file = folder / "002.dcm"
+    ds = pydicom.dcmread(file)
+    del ds.SOPClassUID
+    ds.save_as(file)
+    assert LoadSeries()(folder).shape == (1, 32, 32, 6)
+
+
+def test_folder_with_spaces_and_letters(write_series: WriteSeries) -> None:
+    assert LoadSeries()(write_series(name="Änderung 1 é")).shape == (1, 32, 32, 6)

@@ -1,0 +1,86 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM CT series -> HU volume, slice by slice. `LoadSeries` is the way in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from monai.data import MetaTensor
+from pydicom.pixels import get_decoder, pixel_array
+
+from .dicom_geometry import SliceStack, stack_slices
+from .dicom_headers import SliceHeader, read_series
+from .errors import DAMAGED, SeriesError
+from .geometry import RASBuffer, to_dtype
+
+__all__ = ["load_dicom"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, source: str) -> MetaTensor:
+    """The HU volume of the one CT series in a folder, or of a DICOM file's own series.
+
+    Headers are read and the geometry is checked before any pixel is decoded. Stored values become HU by each slice's own
+    RescaleSlope and RescaleIntercept; presentation (window, MONOCHROME1) plays no part. Both are required, type 1 in
+    the CT IOD: without them a stored 1000 may be 1000 HU or water, and nothing is guessed.
+    """
+    headers, skipped = read_series(path, series_uid)
+    folder = headers[0].path.parent
+    stack = stack_slices(folder, headers)
+    _check_decoders(folder, stack.slices)
+    volume = RASBuffer.allocate(stack.shape, stack.affine, dtype)
+    for k, header in enumerate(stack.slices):
+        volume.stored[..., k] = to_dtype(_decode(header), dtype).T
+    _check_duplicates(stack, volume, dtype)
+    if skipped or stack.duplicates:
+        logger.warning(
+            "%s: %d slices; %d files skipped that are no CT slice, %d identical duplicates dropped.",
+            folder, len(stack.slices), skipped, len(stack.duplicates),
+        )  # fmt: skip
+    return volume.tensor(source, skipped_files=skipped, dropped_duplicates=len(stack.duplicates))
+
+
+def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:
+    """Refuse transfer syntaxes without a decoder before any slice is decoded."""
+    for syntax in {header.transfer_syntax for header in slices}:
+        try:
+            decoder = get_decoder(syntax)
+        except NotImplementedError as error:
+            raise SeriesError(
+                f"{folder}: expected pixel data that pydicom can decode, found the transfer syntax"
+                f" {syntax.name or 'none'} ({syntax})."
+            ) from error
+        if not decoder.is_available:
+            missing = "; ".join(decoder.missing_dependencies)
+            raise SeriesError(f"{folder}: no decoder installed for the transfer syntax {syntax.name}: {missing}.")
+
+
+def _decode(header: SliceHeader) -> np.ndarray:
+    """HU of one slice, [rows, columns] int32 or float64."""
+    try:
+        stored = pixel_array(header.path)
+    except DAMAGED as error:
+        raise SeriesError(
+            f"{header.path}: expected pixel data ({header.transfer_syntax.name}), found it truncated or damaged"
+            f" ({type(error).__name__}: {error})."
+        ) from error
+    if stored.shape != tuple(header.matrix):
+        raise SeriesError(f"{header.path}: expected {tuple(header.matrix.tolist())} pixels, found {stored.shape}.")
+    if header.slope == 1 and header.intercept.is_integer():
+        return stored.astype(np.int32) + int(header.intercept)
+    return stored * header.slope + header.intercept
+
+
+def _check_duplicates(stack: SliceStack, volume: RASBuffer, dtype: np.dtype) -> None:
+    """Refuse two different images at one position: which of them belongs to the volume is unknown."""
+    for k, header in stack.duplicates:
+        if not np.array_equal(to_dtype(_decode(header), dtype).T, volume.stored[..., k]):
+            raise SeriesError(
+                f"{header.path}: expected one image at each position, found another than"
+                f" {stack.slices[k].path.name} at the same place."
+            )

@@ -1,0 +1,175 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a DICOM folder, and the header of each CT slice, read without pixels and checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+)
+
+from .errors import DAMAGED, SeriesError
+
+__all__ = ["SliceHeader", "read_series"]
+
+CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+# Defined terms of Rescale Type (DICOM PS3.3 C.11.1.1.2) that are other quantities than HU, such as spectral CT maps.
+# HU, US (unspecified), none and free text ("Houndsfield Unit" occurs) are taken as HU, which the CT IOD implies.
+NOT_HU = {"OD", "HU_MOD", "MGML", "PCT", "Z_EFF", "ED", "EDW", "IR", "IU"}
+# Only these are parsed: it is faster, and no name, identifier or date of a patient is ever in memory.
+HEADER_TAGS = [
+    "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "FrameOfReferenceUID", "NumberOfFrames",
+    "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "PixelSpacing",
+    "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SliceHeader:
+    """Geometry and value scale of one slice; lengths in mm, directions in DICOM's patient coordinates (LPS)."""
+
+    path: Path
+    transfer_syntax: UID
+    frame_of_reference: str  # "" where missing
+    matrix: np.ndarray  # [2] rows, columns
+    spacing: np.ndarray  # [2] between rows, between columns
+    orientation: np.ndarray  # [6] direction of a row, of a column
+    position: np.ndarray  # [3] centre of the first pixel
+    slope: float
+    intercept: float
+
+
+def read_series(path: Path, series_uid: str | None) -> tuple[list[SliceHeader], int]:
+    """Headers of the one CT series in a folder (in no order) and how many files were skipped.
+
+    A file instead of a folder chooses its own series out of its folder. A file that is no DICOM, no CT image, a
+    localizer or a colour capture is skipped and counted; several series are refused unless `series_uid` picks one.
+    """
+    folder = path if path.is_dir() else path.parent
+    skipped: Counter[str] = Counter()
+    series: dict[str, list[tuple[Path, pydicom.Dataset]]] = {}
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        dataset = _read_header(file)
+        reason = "not DICOM" if dataset is None else _not_a_ct_slice(file, dataset)
+        if reason:
+            skipped[reason] += 1
+            if file == path:
+                raise SeriesError(f"{path}: expected a CT image or a NIfTI file, found one that is {reason}.")
+        else:
+            uid = str(dataset.get("SeriesInstanceUID") or "")
+            if not uid:
+                raise SeriesError(f"{file}: expected a SeriesInstanceUID, found none: which series is it of?")
+            series.setdefault(uid, []).append((file, dataset))
+            if file == path and series_uid is None:
+                series_uid = uid
+    chosen = _choose(folder, series, series_uid, skipped)
+    return [_parse(file, dataset) for file, dataset in chosen], skipped.total()
+
+
+def _read_header(file: Path) -> pydicom.Dataset | None:
+    """Header tags of a file; None where it is no DICOM."""
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+    except InvalidDicomError:
+        return None
+    except DAMAGED as error:
+        if isinstance(error, EOFError) and file.stat().st_size == 0:
+            return None
+        raise SeriesError(
+            f"{file}: expected a readable DICOM header, found {type(error).__name__}: {error}."
+        ) from error
+
+
+def _not_a_ct_slice(file: Path, dataset: pydicom.Dataset) -> str:
+    """Why a DICOM object is not part of a CT volume; empty where it is."""
+    # Two copies of the class: where they differ or both are missing the header is cut off, and a slice would be lost.
+    copies = dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID")
+    sop_classes = {UID(str(uid)) for uid in copies if uid}
+    if not sop_classes or (len(sop_classes) > 1 and sop_classes.intersection(CT_CLASSES)):
+        found = " and ".join(sorted(sop_classes)) or "none"
+        raise SeriesError(f"{file}: expected a SOP class, found {found}: the header is damaged.")
+    sop_class = sop_classes.pop()
+    if sop_class not in CT_CLASSES:
+        return sop_class.name
+    image_type = {str(value).strip().upper() for value in (dataset.get("ImageType") or ())}
+    for kind in ("LOCALIZER", "SCREEN SAVE"):
+        if kind in image_type:
+            return f"a {kind.lower()}"
+    if str(dataset.get("PhotometricInterpretation", "MONOCHROME2")) not in ("MONOCHROME1", "MONOCHROME2"):
+        return "a colour capture"
+    return ""
+
+
+def _choose(
+    folder: Path,
+    series: dict[str, list[tuple[Path, pydicom.Dataset]]],
+    series_uid: str | None,
+    skipped: Counter[str],
+) -> list[tuple[Path, pydicom.Dataset]]:
+    """The slices of the one series meant."""
+    if not series:
+        found = ", ".join(f"{n} x {reason}" for reason, n in sorted(skipped.items())) or "no file"
+        subfolders = sum(p.is_dir() for p in folder.iterdir())
+        hint = f" ({subfolders} subfolders, which are not searched)" if subfolders else ""
+        raise SeriesError(f"{folder}: expected CT images in this folder, found none: {found}{hint}.")
+    listed = "; ".join(f"{uid} ({len(files)} files)" for uid, files in series.items())
+    if series_uid is not None:
+        if series_uid not in series:
+            raise SeriesError(f"{folder}: expected the series {series_uid}, found {listed}.")
+        return series[series_uid]
+    if len(series) > 1:
+        raise SeriesError(f"{folder}: expected one series, found {len(series)}; choose one with series_uid: {listed}.")
+    return next(iter(series.values()))
+
+
+def _parse(file: Path, dataset: pydicom.Dataset) -> SliceHeader:
+    """Checked header of one CT slice."""
+    frames = _numbers(file, dataset, "NumberOfFrames", 1)[0] if dataset.get("NumberOfFrames") else 1
+    if dataset.get("SOPClassUID") in CT_CLASSES[1:] or frames != 1:
+        raise SeriesError(f"{file}: expected single-frame CT images, found a multi-frame object of {frames:g} frames.")
+    bits = _numbers(file, dataset, "BitsAllocated", 1)[0]
+    if bits != 16:
+        raise SeriesError(f"{file}: expected CT values of 16 bits, found {bits:g} bits allocated; 8 bits hold no HU.")
+    rescale_type = str(dataset.get("RescaleType") or "HU").strip().upper()
+    if rescale_type in NOT_HU:
+        raise SeriesError(f"{file}: expected values in HU, found Rescale Type {rescale_type}.")
+    spacing = _numbers(file, dataset, "PixelSpacing", 2)
+    slope = _numbers(file, dataset, "RescaleSlope", 1)[0]
+    if (spacing <= 0).any() or slope == 0:
+        raise SeriesError(
+            f"{file}: expected a positive PixelSpacing and a RescaleSlope other than 0, found {spacing} and {slope:g}."
+        )
+    return SliceHeader(
+        path=file,
+        transfer_syntax=UID(str(dataset.file_meta.get("TransferSyntaxUID") or "")),
+        frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
+        matrix=np.concatenate([_numbers(file, dataset, tag, 1) for tag in ("Rows", "Columns")]).astype(int),
+        spacing=spacing,
+        orientation=_numbers(file, dataset, "ImageOrientationPatient", 6),
+        position=_numbers(file, dataset, "ImagePositionPatient", 3),
+        slope=slope,
+        intercept=_numbers(file, dataset, "RescaleIntercept", 1)[0],
+    )
+
+
+def _numbers(file: Path, dataset: pydicom.Dataset, tag: str, count: int) -> np.ndarray:
+    """A tag's value as `count` finite float64; none of the tags asked for may be missing."""
+    try:
+        value = dataset.get(tag)
+        numbers = np.atleast_1d(np.asarray([] if value in (None, "") else value, dtype=np.float64))
+    except (ValueError, TypeError) as error:
+        raise SeriesError(f"{file}: expected {count} number(s) in {tag}, found what is none ({error}).") from error
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        found = "none" if numbers.size == 0 else numbers.tolist()
+        raise SeriesError(f"{file}: expected {count} finite number(s) in {tag}, found {found}.")
+    return numbers

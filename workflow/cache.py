@@ -1,0 +1,135 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Prepared volumes ("slabs") on disk: the deterministic work on a series is done once.
+
+A slab is a slice-major ``.npy`` ([Z, C, Y, X], memory-mapped when read, so that only the slices which a step needs are
+touched) beside a small ``.json`` with its affine and source. Its name is a hash of the source (path, sizes, times), of
+every parameter of the preparation and of `VERSION`, so a changed window never meets an old slab. Files are written under
+a temporary name and renamed; a damaged one is made again; several processes may prepare at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+
+from .run import write_atomically
+
+__all__ = ["SlabCache", "describe"]
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+# attributes of transforms that are state or derived, not parameters
+NOT_PARAMETERS = {"R", "lazy", "log_stats", "overrides", "unpack_items", "map_items", "_lazy"}
+
+
+def describe(thing: Any) -> Any:
+    """A JSON-able description of a transform and all its parameters, the same in every process."""
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, Compose):
+        return [describe(transform) for transform in thing.transforms]
+    if isinstance(thing, dict):
+        return {str(key): describe(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        return [describe(value) for value in thing]
+    if isinstance(thing, (np.ndarray, torch.Tensor)):
+        return np.asarray(thing).tolist()
+    if hasattr(thing, "__dict__") and not isinstance(thing, type) and not callable(getattr(thing, "__code__", None)):
+        name = f"{type(thing).__module__}.{type(thing).__qualname__}"
+        values = {k: describe(v) for k, v in sorted(vars(thing).items()) if k not in NOT_PARAMETERS}
+        return {name: values} if values else name
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', str(thing))}"
+
+
+def _stat(path: Path) -> list[Any]:
+    status = path.stat()
+    return [path.name, status.st_size, status.st_mtime_ns]
+
+
+def fingerprint(source: str | os.PathLike[str]) -> list[Any]:
+    """Path, sizes and times of a file, or of all files of a folder."""
+    path = Path(source).absolute()
+    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
+    return [str(path), [_stat(file) for file in files]]
+
+
+class SlabCache:
+    """Runs `prepare` on an item, or reads what it gave before.
+
+    Args:
+        prepare: dictionary transform whose result under `key` is a MetaTensor [C, X, Y, Z].
+        cache_dir: folder of the slabs; None for no cache.
+        key: the item's key of the volume.
+    """
+
+    def __init__(self, prepare: Compose, cache_dir: str | os.PathLike[str] | None, key: str = "image") -> None:
+        self.prepare = prepare
+        self.folder = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        self.key = key
+        self._description = json.dumps([VERSION, describe(prepare)], sort_keys=True, default=str)
+
+    def path_of(self, item: dict[str, Any]) -> Path | None:
+        """The slab's path without suffix."""
+        if self.folder is None:
+            return None
+        source = [fingerprint(value) for k, value in sorted(item.items()) if k in (self.key, "mask") and value]
+        name = hashlib.sha256((self._description + json.dumps(source)).encode()).hexdigest()[:32]
+        return self.folder / name[:2] / name
+
+    def load(self, item: dict[str, Any]) -> MetaTensor:
+        """The prepared volume of an item, [C, X, Y, Z] over slice-major memory.
+
+        Raises:
+            whatever `prepare` raises, such as SeriesError.
+        """
+        path = self.path_of(item)
+        if path is not None:
+            try:
+                return self._read(path)
+            except FileNotFoundError:
+                pass
+            except (ValueError, EOFError, KeyError, OSError) as error:
+                logger.warning("damaged slab %s (%s): preparing %s again", path, error, item[self.key])
+        volume = self.prepare(dict(item))[self.key]
+        if path is not None:
+            self._write(path, volume, item)
+        return volume
+
+    @staticmethod
+    def _read(path: Path) -> MetaTensor:
+        # copy-on-write: torch wants a writable array, and nothing that it writes may reach the file
+        slab = np.load(path.with_suffix(".npy"), mmap_mode="c", allow_pickle=False)
+        meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if list(slab.shape) != meta["shape"]:
+            raise ValueError(f"expected shape {meta['shape']}, found {list(slab.shape)}")
+        volume = torch.from_numpy(slab).permute(1, 3, 2, 0)
+        affine = torch.tensor(meta["affine"], dtype=torch.float64)
+        return MetaTensor(volume, affine=affine, meta={"filename_or_obj": meta["source"]})
+
+    def _write(self, path: Path, volume: MetaTensor, item: dict[str, Any]) -> None:
+        slab = np.ascontiguousarray(volume.as_tensor().permute(3, 0, 2, 1).numpy())
+        meta = {"shape": list(slab.shape), "affine": volume.affine.tolist(), "source": str(item[self.key])}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path.with_suffix(".json"), json.dumps(meta))
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            np.save(file, slab, allow_pickle=False)
+        os.replace(file.name, path.with_suffix(".npy"))  # last: a slab that is there is whole
+
+
+def cached_items(cache: SlabCache, items: Sequence[dict[str, Any]]) -> int:
+    """How many of the items have a slab already."""
+    paths = (cache.path_of(item) for item in items)
+    return sum(path is not None and path.with_suffix(".npy").is_file() for path in paths)

@@ -1,0 +1,203 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Where the volumes are: a folder of any mix of DICOM series and NIfTI files, an RSNA tree, or a decathlon-style JSON.
+
+A datalist is a list of dicts: ``image`` (path of a series folder or NIfTI file), ``patient_id``, ``series_id`` and, for
+labelled data, ``label``. Patients, never series, are divided between training and validation.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydicom.misc import is_dicom
+from sklearn.model_selection import GroupShuffleSplit
+
+__all__ = ["DatalistError", "find_series", "load_datalist", "select_part", "unlabelled_datalist"]
+
+logger = logging.getLogger(__name__)
+
+NIFTI = (".nii", ".nii.gz")
+RSNA_IMAGES = ("train_images", "test_images")
+PARTS = ("training", "validation", "test")
+
+
+class DatalistError(ValueError):
+    """The data folder, datalist or fold file is not what it should be; the message names it."""
+
+
+def find_series(dataset_dir: str | os.PathLike[str], exclude: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Every DICOM series folder and NIfTI file below a folder, at any depth, in a stable order.
+
+    In an RSNA tree (a folder that holds ``train_images``) only that is searched, and below a folder ``train_images`` or
+    ``test_images`` the patient is the next folder's name. Elsewhere a patient is one path: name patients in a datalist
+    if one has several series.
+
+    Args:
+        dataset_dir: the folder to search, a folder that is itself a series, or one file.
+        exclude: patterns (as in a shell) of paths below it to pass over, such as ``*mask*``.
+
+    Raises:
+        DatalistError: if it does not exist or holds no series.
+    """
+    root = Path(dataset_dir).expanduser()
+    if root.is_file():
+        return [{"image": str(root), "patient_id": root.name, "series_id": root.name}]
+    if not root.is_dir():
+        raise DatalistError(f"dataset_dir: expected a folder or file, found none at {root}")
+    top = root / RSNA_IMAGES[0] if (root / RSNA_IMAGES[0]).is_dir() else root
+    items, passed_over = [], 0
+    for path in _series_paths(top):
+        name = path.relative_to(top).as_posix() if path != top else path.name
+        if any(fnmatch.fnmatch(name, pattern) for pattern in exclude):
+            passed_over += 1
+        else:
+            items.append({"image": str(path), **_identify(path, name)})
+    if passed_over:
+        logger.info("%s: %d series or files passed over by %s", root, passed_over, list(exclude))
+    if not items:
+        raise DatalistError(f"{root}: expected DICOM series folders or NIfTI files, found none")
+    return items
+
+
+def _identify(path: Path, name: str) -> dict[str, str]:
+    """Patient and series: by the folders of an RSNA tree, else by the path."""
+    parts = path.absolute().parts
+    for folder in RSNA_IMAGES:
+        if folder in parts[:-2]:
+            return {"patient_id": parts[parts.index(folder) + 1], "series_id": parts[-1]}
+    return {"patient_id": name, "series_id": name}
+
+
+def _series_paths(top: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(top, followlinks=True):
+        subfolders.sort()
+        here = Path(folder)
+        yield from (here / name for name in sorted(files) if name.lower().endswith(NIFTI))
+        if any(_is_dicom_file(here / name) for name in sorted(files) if not name.lower().endswith(NIFTI)):
+            yield here
+
+
+def _is_dicom_file(path: Path) -> bool:
+    if path.suffix.lower() in (".dcm", ".dicom"):
+        return True
+    # PACS exports often have no extension: then the file's own mark decides
+    return path.suffix == "" and path.name != "DICOMDIR" and is_dicom(path)
+
+
+def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None, section: str) -> list[dict]:
+    """A section of a decathlon-style JSON: ``{"training": [{"image": "a.nii.gz", "patient_id": "7"}, ...], ...}``.
+
+    Relative paths are below `dataset_dir`, or beside the JSON where that is None.
+
+    Raises:
+        DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing.
+    """
+    path = Path(path).expanduser()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DatalistError(f"datalist {path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get(section), list):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise DatalistError(f"datalist {path}: expected a list under {section!r}, found {found}")
+    base = Path(dataset_dir).expanduser() if dataset_dir is not None else path.parent
+    items = []
+    for number, entry in enumerate(content[section]):
+        entry = {"image": entry} if isinstance(entry, str) else dict(entry)
+        if not isinstance(entry.get("image"), str):
+            raise DatalistError(f"datalist {path}: {section}[{number}] has no path under 'image'")
+        image = base / entry["image"]
+        if not image.exists():
+            raise DatalistError(f"datalist {path}: {section}[{number}] names {image}, which does not exist")
+        name = str(entry.get("series_id", entry["image"]))
+        items.append(
+            {**entry, "image": str(image), "patient_id": str(entry.get("patient_id", name)), "series_id": name}
+        )
+    return items
+
+
+def select_part(
+    items: list[dict], part: str, *, folds_file: str | None, fold: int, val_fraction: float, seed: int
+) -> list[dict]:
+    """The items of one part; a patient is only ever in one.
+
+    With a fold file (columns ``patient_id`` and ``fold``, an integer or ``test``) validation is the patients of `fold`,
+    test those marked ``test``, training all others. Without one a seeded share of the patients is held out.
+
+    Raises:
+        DatalistError: for an unreadable fold file, a fold that it lacks or a part without a single item.
+    """
+    if part not in PARTS:
+        raise DatalistError(f"part: expected one of {PARTS}, got {part!r}")
+    if folds_file is not None:
+        chosen = _by_fold(items, part, Path(folds_file).expanduser(), fold)
+    else:
+        chosen = _by_fraction(items, part, val_fraction, seed)
+    if not chosen:
+        raise DatalistError(f"no {part} series: {len(items)} series, folds_file {folds_file}, fold {fold}, "
+                            f"val_fraction {val_fraction}")  # fmt: skip
+    return chosen
+
+
+def _by_fold(items: list[dict], part: str, path: Path, fold: int) -> list[dict]:
+    try:
+        table = pd.read_csv(path, dtype=str)
+        of_patient = dict(zip(table["patient_id"], table["fold"], strict=True))
+    except (OSError, KeyError, ValueError) as error:
+        raise DatalistError(f"folds_file {path}: expected a CSV with patient_id and fold: {error}") from error
+    if len(of_patient) != len(table):
+        raise DatalistError(f"folds_file {path}: {len(table) - len(of_patient)} patients are listed twice")
+    if str(fold) not in set(of_patient.values()):
+        raise DatalistError(f"folds_file {path}: has no fold {fold}, only {sorted(set(of_patient.values()))}")
+    # a patient that the file does not name is unlabelled: it may train, and is nowhere else
+    wanted = {"validation": {str(fold)}, "test": {"test"}}
+    if part == "training":
+        held_out = wanted["validation"] | wanted["test"]
+        return [item for item in items if of_patient.get(item["patient_id"], "") not in held_out]
+    return [item for item in items if of_patient.get(item["patient_id"], "") in wanted[part]]
+
+
+def _by_fraction(items: list[dict], part: str, val_fraction: float, seed: int) -> list[dict]:
+    if part == "test":
+        return []
+    patients = [item["patient_id"] for item in items]
+    if len(set(patients)) < 2 or val_fraction <= 0:
+        return items if part == "training" else []
+    splitter = GroupShuffleSplit(n_splits=1, test_size=val_fraction, random_state=seed)
+    training, validation = next(splitter.split(items, groups=patients))
+    return [items[i] for i in (training if part == "training" else validation)]
+
+
+def unlabelled_datalist(
+    dataset_dir: str | None,
+    datalist: str | None = None,
+    *,
+    part: str = "training",
+    exclude: Sequence[str] = (),
+    folds_file: str | None = None,
+    fold: int = 0,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> list[dict]:
+    """The series to pretrain on (or to hold out): from `datalist` where given, else everything below `dataset_dir`.
+
+    A datalist that names its own ``validation`` (or ``test``) section is taken at its word; see `select_part` for the rest.
+    """
+    if datalist is not None:
+        content = json.loads(Path(datalist).expanduser().read_text(encoding="utf-8"))
+        if part in content or "validation" in content:
+            return load_datalist(datalist, dataset_dir, part)
+        items = load_datalist(datalist, dataset_dir, "training")
+    elif dataset_dir is not None:
+        items = find_series(dataset_dir, exclude)
+    else:
+        raise DatalistError("neither dataset_dir nor datalist is given")
+    return select_part(items, part, folds_file=folds_file, fold=fold, val_fraction=val_fraction, seed=seed)

@@ -1,0 +1,187 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets and samplers whose randomness is a pure function of (seed, epoch, item): the same for any number of workers,
+and after a resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Randomizable
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from tqdm import tqdm
+
+from .cache import SlabCache
+from .errors import root_cause
+
+__all__ = ["EpochSampler", "PreparationError", "SeriesDataset", "SlabDataset", "collate_plain"]
+
+logger = logging.getLogger(__name__)
+
+
+class PreparationError(ValueError):
+    """Series that could not be prepared, each with its reason."""
+
+
+class EpochSampler(Sampler[int]):
+    """Yields ``epoch * num_items + index`` in an order that depends on the seed and the epoch alone.
+
+    `SlabDataset` takes index and random seed of an item from that number. Every process of a distributed run takes each
+    ``world_size``-th item of the same order; the order is filled up from its start so that all get the same number.
+
+    Args:
+        num_items: length of the dataset.
+        seed: of the order.
+        shuffle: False for the given order.
+        rank, world_size: of this process; default from torch.distributed where that is initialised.
+    """
+
+    def __init__(
+        self, num_items: int, *, seed: int = 0, shuffle: bool = True, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
+        self.world_size = (
+            world_size if world_size is not None else torch.distributed.get_world_size() if distributed else 1
+        )
+        if num_items < 1:
+            raise ValueError(f"num_items: expected at least one item, got {num_items}")
+        self.num_items, self.seed, self.shuffle, self.epoch = num_items, seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.num_items)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
+        order = np.resize(order, len(self) * self.world_size)
+        return iter((self.epoch * self.num_items + order[self.rank :: self.world_size]).tolist())
+
+    def __len__(self) -> int:
+        return -(-self.num_items // self.world_size)
+
+
+class SlabDataset(Dataset):
+    """Prepared volumes of a datalist with random transforms on top.
+
+    Args:
+        data: datalist, see `workflow.datalist`.
+        prepare: the deterministic part, cached; gives a MetaTensor under `key`.
+        transform: what follows at each access, random or not.
+        cache_dir: folder of the slabs; None for no cache.
+        seed: with the sampler's number it decides what the random transforms draw.
+        skip_failed: go on without the series that cannot be prepared, instead of stopping.
+        num_workers: processes for `prepare_all`.
+        key: the volume's key.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        prepare: Compose,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        *,
+        cache_dir: str | None = None,
+        seed: int = 0,
+        skip_failed: bool = False,
+        num_workers: int = 0,
+        key: str = "image",
+    ) -> None:
+        self.data = list(data)
+        self.cache = SlabCache(prepare, cache_dir, key)
+        self.transform, self.seed, self.skip_failed, self.key = transform, seed, skip_failed, key
+        self.num_workers = num_workers
+        self.failed: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, number: int) -> Any:
+        item = dict(self.data[number % len(self.data)])
+        item[self.key] = self.cache.load(item)
+        if self.transform is None:
+            return item
+        if isinstance(self.transform, Randomizable):
+            seed = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
+            self.transform.set_random_state(seed=int(seed))
+        return self.transform(item)
+
+    def prepare_all(self) -> None:
+        """Prepare every series ahead, in parallel with a progress bar, and deal with those that fail.
+
+        Raises:
+            PreparationError: listing every series that failed and why, unless `skip_failed`.
+        """
+        if self.cache.folder is None:
+            logger.warning("cache_dir is null: every series is read and prepared again at each step")
+        results = DataLoader(_Preparation(self.cache, self.data), batch_size=None, num_workers=self.num_workers)
+        errors = list(tqdm(results, desc="preparing series", unit="series", leave=False, mininterval=1.0))
+        self.failed = [(item[self.key], error) for item, error in zip(self.data, errors, strict=True) if error]
+        if not self.failed:
+            return
+        listing = "\n".join(f"  {path}: {error}" for path, error in self.failed)
+        message = f"{len(self.failed)} of {len(self.data)} series cannot be used:\n{listing}"
+        if not self.skip_failed or len(self.failed) == len(self.data):
+            raise PreparationError(f"{message}\n(--skip_failed true goes on without them)")
+        logger.warning(message)
+        bad = {path for path, _ in self.failed}
+        self.data = [item for item in self.data if item[self.key] not in bad]
+
+
+class SeriesDataset(Dataset):
+    """Series for inference, read whole at each access. One that fails does not end the run: its item holds zeros and, under
+    ``failed``, the reason (an empty string for all others); writers leave it out and list it.
+
+    Args:
+        data: datalist.
+        transform: from path to network input.
+        placeholder: shape of the zeros, channels first.
+        key: the volume's key.
+    """
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], transform: Callable, placeholder: Sequence[int], *, key: str = "image"
+    ) -> None:
+        self.data, self.transform, self.placeholder, self.key = list(data), transform, tuple(placeholder), key
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = {**self.data[index], "source": self.data[index][self.key], "failed": ""}
+        try:
+            return self.transform(item)
+        except (RuntimeError, ValueError, OSError) as error:
+            return {**item, self.key: torch.zeros(self.placeholder), "failed": root_cause(error)}
+
+
+class _Preparation(Dataset):
+    """Prepares item i when asked for it; gives the reason if that failed, else an empty string."""
+
+    def __init__(self, cache: SlabCache, data: Sequence[dict[str, Any]]) -> None:
+        self.cache, self.data = cache, data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self.cache.load(self.data[index])
+        except (RuntimeError, ValueError, OSError) as error:
+            return root_cause(error)
+        return ""
+
+
+def collate_plain(items: Sequence[Any]) -> Any:
+    """torch's collation of plain tensors: strided views are copied once, into the batch, and meta data is left behind."""
+    plain = [
+        {key: value.as_tensor() if isinstance(value, MetaTensor) else value for key, value in item.items()}
+        for item in items
+    ]
+    return default_collate(plain)

@@ -1,0 +1,56 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training in several processes by torch's own means: ``torchrun`` starts them, each takes its share of the data.
+
+The bundles' ``multi_gpu_train.json`` puts these into a run; with ``--backend gloo --device cpu`` it runs without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .run import select_device
+
+__all__ = ["ProcessGroup", "parallel"]
+
+
+class ProcessGroup:
+    """This process among those that ``torchrun`` started.
+
+    Args:
+        backend: ``nccl`` or ``gloo``.
+        device: None for the CUDA device of the local rank; or ``cpu``.
+
+    Raises:
+        RuntimeError: outside ``torchrun``.
+    """
+
+    def __init__(self, backend: str = "nccl", device: str | None = None) -> None:
+        absent = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
+        if absent:
+            raise RuntimeError(f"multi_gpu_train needs torchrun: the environment lacks {', '.join(absent)}")
+        self.backend, self.rank = backend, int(os.environ["RANK"])
+        self.device = select_device(f"cuda:{os.environ['LOCAL_RANK']}" if device is None else device)
+
+    def start(self) -> None:
+        """Join the group; everything that asks for rank or world size comes after this."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        dist.init_process_group(self.backend)
+
+    def stop(self) -> None:
+        dist.destroy_process_group()
+
+
+def parallel(module: nn.Module, device: torch.device, *, sync_batch_norm: bool = True) -> DistributedDataParallel:
+    """The module on its device under DistributedDataParallel, its BN over the batches of all processes on CUDA."""
+    module = module.to(device)
+    if sync_batch_norm and device.type == "cuda":
+        # in place of each BN layer, so that `module` itself, which the weights are saved from, has them too
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)

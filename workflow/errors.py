@@ -1,0 +1,14 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What went wrong, without the layers that it went through."""
+
+from __future__ import annotations
+
+__all__ = ["root_cause"]
+
+
+def root_cause(error: BaseException) -> str:
+    """The error at the bottom: MONAI wraps each error of a transform or a config expression in a RuntimeError."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,146 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""An override that no config knows is an error. MONAI accepts any, so ``--learning_rat 1e-3`` would train with the default.
+
+`check_overrides` is the first item of every config's ``run``: it ends the run with exit status 2, before anything is
+built, and its message (with near misses) is the last line printed. Two sources are held against the config:
+
+- the top-level ids of the config that runs (command line, ``args_file`` and Python callers alike): each must have a line
+  in the config's ``_desc_``;
+- on the command line also nested ids (``train#trainer#max_epochs``), which must exist in the config files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fire.parser import DefaultParseValue
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+
+from .errors import root_cause
+
+__all__ = ["UnknownOverride", "check_overrides", "running_config"]
+
+# arguments of `python -m monai.bundle run` itself; the rest overrides the config
+RUN_ARGUMENTS = (
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+)  # fmt: skip
+RESERVED = {"_desc_", "_meta_"}
+
+
+class UnknownOverride(SystemExit):
+    """Ends the process with status 2; `str()` gives the message. (SystemExit: MONAI wraps any other exception.)"""
+
+    def __init__(self, unknown: Sequence[str], known: Iterable[str]) -> None:
+        names = sorted(known)
+        self.message = "; ".join(self._explain(name, names) for name in unknown)
+        super().__init__(2)
+
+    @staticmethod
+    def _explain(name: str, known: list[str]) -> str:
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+        leaf = name.rsplit("#", 1)[-1]
+        near += [k for k in known if k not in near and k.rsplit("#", 1)[-1] == leaf][: 4 - len(near)]
+        hint = f"did you mean {', '.join(near)}?" if near else "see _desc_ in the config for the names it knows"
+        return f"unknown override '{name}': {hint}"
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def running_config() -> dict[str, Any] | None:
+    """Content, overrides included, of the config whose expression called us; None outside a `ConfigWorkflow`.
+
+    MONAI hands an expression only what it refers to, so the workflow is found on the call stack.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        workflow = frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            return dict(workflow.parser.get())
+        frame = frame.f_back
+    return None
+
+
+def command_line(argv: Sequence[str]) -> dict[str, Any]:
+    """The ``--name value`` pairs of ``python -m monai.bundle run`` as Fire reads them; those of ``args_file`` come first."""
+    pairs: dict[str, Any] = {}
+    tokens = list(argv[1:])
+    while tokens:
+        token = tokens.pop(0)
+        if not _is_flag(token):
+            continue
+        name, has_value, value = token.lstrip("-").partition("=")
+        if not has_value:
+            value = tokens.pop(0) if tokens and not _is_flag(tokens[0]) else "True"
+        pairs[name.replace("-", "_")] = DefaultParseValue(value)
+    if pairs.get("args_file"):
+        pairs = {**ConfigParser.load_config_file(pairs["args_file"]), **pairs}
+    return pairs
+
+
+def _is_flag(token: str) -> bool:
+    """Whether Fire takes it for a flag: a negative number is a value."""
+    return re.match(r"--?[A-Za-z_]", token) is not None
+
+
+def _ids(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every id of a config: ``a``, ``a#b``, ``a#b#0``..."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(config, Mapping):
+        items = config.items()
+    elif isinstance(config, list):
+        items = enumerate(config)
+    for key, value in items:
+        name = f"{prefix}{key}"
+        yield name
+        yield from _ids(value, f"{name}#")
+
+
+def _normalise(name: str) -> str:
+    return name.replace("::", "#")
+
+
+def explain_last(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Exception hook of the command line: after MONAI's nested traceback the last line says what was wrong."""
+    sys.__excepthook__(kind, error, traceback)
+    sys.stderr.write(f"\nerror: {root_cause(error)}\n")
+
+
+def check_overrides(argv: Sequence[str] | None = None) -> None:
+    """End the run if an override names an id that the config does not have.
+
+    Args:
+        argv: the command line, default ``sys.argv``; looked at only when it is MONAI's own.
+
+    Raises:
+        UnknownOverride: naming each unknown id and its near misses; also written to standard error as the last line.
+    """
+    config = running_config() or {}
+    described = set(config.get("_desc_", {}))
+    unknown = []
+    if described:
+        tracking = {key for settings in DEFAULT_EXP_MGMT_SETTINGS.values() for key in settings.get("configs", {})}
+        unknown = [key for key in config if key not in described | RESERVED | tracking]
+    known = set(described)
+    argv = sys.argv if argv is None else argv
+    if Path(argv[0]).parts[-3:-1] == ("monai", "bundle"):
+        sys.excepthook = explain_last
+        pairs = command_line(argv)
+        files = pairs.get("config_file", [])
+        known |= set(_ids(ConfigParser.load_config_files(files))) - RESERVED
+        overrides = [_normalise(name) for name in pairs if name not in RUN_ARGUMENTS]
+        unknown += [name for name in overrides if name not in known and name not in unknown and "#" in name]
+    if unknown:
+        error = UnknownOverride(unknown, known)
+        sys.stdout.flush()
+        sys.stderr.write(f"{error}\n")
+        raise error

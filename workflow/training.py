@@ -1,0 +1,142 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces of training that MONAI's engines leave open: gradient clipping at each optimizer step, a stop at a loss that is no
+number, parameter groups, logged values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EarlyStopping as IgniteEarlyStopping
+from monai.engines import IterationEvents
+from monai.utils import CommonKeys
+from torch import nn
+from torch.optim import Optimizer
+
+__all__ = ["EarlyStopping", "GradientClipping", "LossMeans", "StopAtNonFiniteLoss", "parameter_groups"]
+
+logger = logging.getLogger(__name__)
+
+
+class GradientClipping:
+    """Handler that clips the norm of all gradients right before each optimizer step.
+
+    A hook of the optimizer, not an engine event: with accumulated gradients there is a step only every few iterations,
+    and with mixed precision the gradients are unscaled by then.
+
+    Args:
+        optimizer: whose parameters to clip.
+        max_norm: None or 0 for no clipping.
+    """
+
+    def __init__(self, optimizer: Optimizer, max_norm: float | None) -> None:
+        self.optimizer, self.max_norm = optimizer, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        if self.max_norm:
+            self.optimizer.register_step_pre_hook(self._clip)
+
+    def _clip(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+
+
+class StopAtNonFiniteLoss:
+    """Handler that ends the run at a NaN or infinite loss, before the step that would spoil the weights.
+
+    Raises:
+        FloatingPointError: naming the iteration and the batch's series.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        loss = engine.state.output[CommonKeys.LOSS]
+        if not torch.isfinite(loss).all():
+            batch = engine.state.batch
+            series = batch.get("series_id", "unknown") if isinstance(batch, dict) else "unknown"
+            raise FloatingPointError(
+                f"the loss is {float(loss)} at iteration {engine.state.iteration} (epoch {engine.state.epoch}), series {series}"
+            )
+
+
+class EarlyStopping:
+    """Trainer handler around Ignite's: stops when the validator's metric has not risen for some validations.
+
+    Args:
+        validator: evaluator that has the metric. metric: its name, the greater the better.
+        patience: validations to wait; None for no early stopping.
+    """
+
+    def __init__(self, validator: Engine, metric: str, patience: int | None) -> None:
+        self.validator, self.metric, self.patience = validator, metric, patience
+        self.stopper: IgniteEarlyStopping | None = None
+
+    def attach(self, engine: Engine) -> None:
+        if self.patience is not None:
+            self.stopper = IgniteEarlyStopping(
+                self.patience, lambda validator: validator.state.metrics[self.metric], engine
+            )
+            self.validator.add_event_handler(Events.COMPLETED, self.stopper)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.stopper.state_dict()) if self.stopper is not None else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.stopper is not None and state:
+            self.stopper.load_state_dict(state)
+
+
+def parameter_groups(
+    network: nn.Module, learning_rate: float, *, part: str = "backbone", part_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Parameters for the optimizer; those below the attribute `part` get `part_lr` where it is not None.
+
+    Parameters that require no gradient (frozen blocks) are left out.
+    """
+    slow = {id(p) for p in getattr(network, part).parameters()} if part_lr is not None else set()
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if id(p) not in slow], "lr": learning_rate}]
+    if part_lr is not None:
+        groups.append({"params": [p for p in trained if id(p) in slow], "lr": part_lr})
+    return [group for group in groups if group["params"]]
+
+
+class LossMeans:
+    """Handler that averages the loss and each of its terms over an epoch, logs them and puts them into the engine's metrics,
+    from where MONAI's TensorBoard handler takes them. Nothing is read back from a GPU before the epoch ends.
+
+    Args:
+        loss_function: keeps the detached terms of its last call under ``last_terms``.
+    """
+
+    def __init__(self, loss_function: nn.Module) -> None:
+        self.loss_function = loss_function
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
+
+    def _reset(self, engine: Engine) -> None:
+        self.sums, self.count = {}, 0
+
+    def _add(self, engine: Engine) -> None:
+        output = engine.state.output
+        output = output[0] if isinstance(output, list) else output
+        terms = {f"loss_{name}": value for name, value in self.loss_function.last_terms.items()}
+        for name, value in {"loss": output[CommonKeys.LOSS].detach(), **terms}.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        self.count += 1
+
+    def _report(self, engine: Engine) -> None:
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        engine.state.metrics.update(means)
+        logger.info("epoch %d: %s", engine.state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in means.items()))
