@@ -137,7 +137,9 @@ def _bleeding(
     centre = (u * a + dx, v * b + dy, z + dz)
     blood = Ellipsoid(centre, tuple(scale * rng.uniform((23, 18, 22), (30, 24, 30))), rng.uniform(0, 180), 0, 0.15)
     blood = replace(blood, phase=rng.uniform(0, 6.28))
-    spot = Ellipsoid(blood.at(rng.normal(0, 1, 3), 0.3), tuple(scale * rng.uniform((10, 9, 13), (14, 12, 18))), 0, 0, 0.2)
+    spot = Ellipsoid(
+        blood.at(rng.normal(0, 1, 3), 0.3), tuple(scale * rng.uniform((10, 9, 13), (14, 12, 18))), 0, 0, 0.2
+    )
     jet = Ellipsoid(spot.at(rng.normal(0, 1, 3), 1.2), tuple(scale * rng.uniform(4, 7, 3)))
     return (spot, jet), (blood,)
 

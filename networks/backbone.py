@@ -23,7 +23,8 @@ POOLS = ("avg", "max", "both", "gem", "attention")
 
 
 class GeneralisedMean(nn.Module):
-    """Generalised-mean pooling (Radenović et al., TPAMI 2019): ``mean(relu(x)^p)^(1/p)``, p learnt, [N, C, H, W] -> [N, C]."""
+    """Generalised-mean pooling (Radenović et al., TPAMI 2019): ``mean(relu(x)^p)^(1/p)``, p learnt, [N, C, H, W] -> [N,
+    C]."""
 
     def __init__(self, power: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
@@ -70,7 +71,8 @@ class Backbone(nn.Module):
     that is not the one they return, so both are handled here once. No weight is ever downloaded.
 
     Args:
-        name: a timm model name, such as ``efficientnet_b0``, ``efficientnetv2_rw_s`` or ``swin_tiny_patch4_window7_224``.
+        name: a timm model name, such as ``efficientnet_b0``, ``efficientnetv2_rw_s`` or
+            ``swin_tiny_patch4_window7_224``.
         in_channels: channels of the input (1 for CT slices; 2n+1 with n neighbouring slices as channels).
         pool: ``avg``, ``max``, ``both`` (concatenated), ``gem`` or ``attention``.
         channels_last: keep the weights in channels_last order (about 1.6x faster convolutions on a CPU).

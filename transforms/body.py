@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Crop a CT volume to the patient's body, or to an organ mask.
 
-The method (2D-VoCo, arXiv 2601.14593, after VoCo) crops to the foreground above 0.3 of the window -175..250 HU, which is
--47.5 HU. Taken over all voxels that box reaches to the skin, but it includes the table and whatever lies on it. Here it is
-the box of the largest connected region after thin structures are opened away. The skin is one of those, and fat (about
--100 HU) lies below the method's threshold, so that the default is lower: with -47.5 the box ends at the muscles.
+The method (2D-VoCo, arXiv 2601.14593, after VoCo) crops to the foreground above 0.3 of the window -175..250 HU, which
+is -47.5 HU. Taken over all voxels that box reaches to the skin, but it includes the table and whatever lies on it. Here
+it is the box of the largest connected region after thin structures are opened away. The skin is one of those, and fat
+(about -100 HU) lies below the method's threshold, so the default is lower: with -47.5 the box would end at the muscles.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class CropBody(Crop):
         margin_mm: added on every side, as far as the volume goes.
         mask_labels: with a mask: the labels that count (e.g. liver and spleen); None takes all above 0.
 
-    The box is found at steps of about 3 mm in the slice and 5 mm between slices, and widened by one step, so that it is up
-    to a step larger than the body but does not cut it. The result is a view of the input and keeps a correct affine;
-    `inverse` pads it back.
+    The box is found at steps of about 3 mm in the slice and 5 mm between slices, and widened by one step, so that it is
+    up to a step larger than the body but does not cut it (corners that the opening rounds off excepted). The result is
+    a view of the input and keeps a correct affine; `inverse` pads it back.
 
     Raises:
         SeriesError: no body (all air, nothing thicker than 12 mm), or an empty mask.

@@ -83,8 +83,6 @@ def _read_header(file: Path) -> pydicom.Dataset | None:
     except InvalidDicomError:
         return None
     except DAMAGED as error:
-        if isinstance(error, EOFError) and file.stat().st_size == 0:
-            return None
         raise SeriesError(
             f"{file}: expected a readable DICOM header, found {type(error).__name__}: {error}."
         ) from error

@@ -46,8 +46,8 @@ class ExtractSlices(Randomizable, Transform):
         num_slices: S.
         mode: "equal": the middle slice of each of S equal strata. "centre": the S consecutive central slices.
             "jitter": a random slice of each stratum (training), drawn through `R`; the only random mode.
-        neighbours: n slices below and above each slice become channels (2.5D): channel `c * (2n + 1) + n + o` is channel
-            c at offset o; beyond the ends the outermost slice is repeated.
+        neighbours: n slices below and above each slice become channels (2.5D): channel `c * (2n + 1) + n + o` is
+            channel c at offset o; beyond the ends the outermost slice is repeated.
 
     A volume with fewer than S slices repeats slices, so that S always come out: each stratum's nearest slice ("equal",
     "jitter") or the outermost ones ("centre"). `randomize` records `positions` ([S] in [0, 1), the place inside each
@@ -96,8 +96,8 @@ class ExtractSlices(Randomizable, Transform):
     def __call__(self, img: torch.Tensor, randomize: bool = True) -> MetaTensor:
         """Volume [C, X, Y, Z] -> slices [C * (2 * neighbours + 1), X, Y, S] in slice-major memory.
 
-        `affine` takes the mean step between the slices along z; `meta["slice_offsets"]` ([S] float64) holds each slice's
-        position in units of that step (see `slice_affines`). The order of x and y in memory is the input's.
+        `affine` takes the mean step between the slices along z; `meta["slice_offsets"]` ([S] float64) holds each
+        slice's position in units of that step (see `slice_affines`). The order of x and y in memory is the input's.
         """
         if img.ndim != 4 or 0 in img.shape:
             raise ValueError(f"The volume must be [channels, X, Y, Z] and not empty, got the shape {tuple(img.shape)}.")

@@ -36,8 +36,8 @@ class VoCoCrops(NamedTuple):
 def overlap_labels(windows: np.ndarray, grid_size: Sequence[int], crop_size: Sequence[int]) -> torch.Tensor:
     """Share of each window's area (volume) that lies in each base crop of the grid.
 
-    Along one axis a window that starts at s shares `max(c - |s - k c|, 0)` of its c pixels with base crop k; the area is
-    the product over the axes, so that everything but the last division is integer arithmetic and the labels are exact.
+    Along one axis a window that starts at s shares `max(c - |s - k c|, 0)` of its c pixels with base crop k. The area
+    is the product over the axes: all but the last division is integer arithmetic, so that the labels are exact.
 
     Args:
         windows: [R, n] integer starts in pixels, one column for each spatial axis.
@@ -66,8 +66,9 @@ class RandVoCoCrop(Randomizable, Transform):
             None keeps crops as they are (and base crops a view).
 
     The image is slice-major, [S, C, *spatial] (`Transposed(indices=(3, 0, 1, 2))` of what `ExtractSlices` returns), of
-    any real dtype; a volume for the 3D form is [1, C, X, Y, Z]. Its spatial size must be exactly `grid_size * crop_size`.
-    `randomize` records `windows` ([R, n] integer starts); set it and call with `randomize=False` to inject windows.
+    any real dtype; a volume for the 3D form is [1, C, X, Y, Z]. Its spatial size must be exactly `grid_size *
+    crop_size`. `randomize` records `windows` ([R, n] integer starts); set it and call with `randomize=False` to inject
+    windows.
 
     Example::
 

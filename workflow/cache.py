@@ -4,8 +4,8 @@
 
 A slab is a slice-major ``.npy`` ([Z, C, Y, X], memory-mapped when read, so that only the slices which a step needs are
 touched) beside a small ``.json`` with its affine and source. Its name is a hash of the source (path, sizes, times), of
-every parameter of the preparation and of `VERSION`, so a changed window never meets an old slab. Files are written under
-a temporary name and renamed; a damaged one is made again; several processes may prepare at once.
+every parameter of the preparation and of `VERSION`, so a changed window never meets an old slab. Files are written
+under a temporary name and renamed; a damaged one is made again; several processes may prepare at once.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ class Checkpoints:
 
     Args:
         folder: where ``checkpoint_<iteration>.pt`` goes.
-        objects: what to save, by name; each has ``state_dict`` and ``load_state_dict``. The trainer itself and the random
-            generators are added.
+        objects: what to save, by name; each has ``state_dict`` and ``load_state_dict``. The trainer itself and the
+            random generators are added.
         sampler: told the epoch when it starts.
         resume: None, ``latest`` or a file.
         keep: number of checkpoints kept.
@@ -125,7 +125,8 @@ class Checkpoints:
 class WeightsSaver:
     """Writes a module's flat state dict, the file that the zoo, MONAI Label and the other bundle read.
 
-    Attached to an evaluator with `metric`, it writes when that metric is the best so far; without, at each completed epoch.
+    Attached to an evaluator with `metric`, it writes when that metric is the best so far; without, at each completed
+    epoch.
 
     Args:
         path: of the file, such as ``model.pt``.

@@ -189,7 +189,8 @@ def unlabelled_datalist(
 ) -> list[dict]:
     """The series to pretrain on (or to hold out): from `datalist` where given, else everything below `dataset_dir`.
 
-    A datalist that names its own ``validation`` (or ``test``) section is taken at its word; see `select_part` for the rest.
+    A datalist that names its own ``validation`` (or ``test``) section is taken at its word; see `select_part` for the
+    rest.
     """
     if datalist is not None:
         content = json.loads(Path(datalist).expanduser().read_text(encoding="utf-8"))

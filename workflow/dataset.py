@@ -42,7 +42,13 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(
-        self, num_items: int, *, seed: int = 0, shuffle: bool = True, rank: int | None = None, world_size: int | None = None
+        self,
+        num_items: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
@@ -135,8 +141,8 @@ class SlabDataset(Dataset):
 
 
 class SeriesDataset(Dataset):
-    """Series for inference, read whole at each access. One that fails does not end the run: its item holds zeros and, under
-    ``failed``, the reason (an empty string for all others); writers leave it out and list it.
+    """Series for inference, read whole at each access. One that fails does not end the run: its item holds zeros and,
+    under ``failed``, the reason (an empty string for all others); writers leave it out and list it.
 
     Args:
         data: datalist.
@@ -179,7 +185,8 @@ class _Preparation(Dataset):
 
 
 def collate_plain(items: Sequence[Any]) -> Any:
-    """torch's collation of plain tensors: strided views are copied once, into the batch, and meta data is left behind."""
+    """torch's collation of plain tensors: strided views are copied once, into the batch, and meta data is left
+    behind."""
     plain = [
         {key: value.as_tensor() if isinstance(value, MetaTensor) else value for key, value in item.items()}
         for item in items

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 def make_folds(datalist: Sequence[Mapping[str, Any]], num_folds: int = 5, seed: int = 0) -> pd.DataFrame:
     """A fold for each patient of a labelled datalist.
 
-    A patient's stratum is the rarest of its injuries (group and class), or none, and whether it has several series; strata
-    of fewer patients than folds are pooled.
+    A patient's stratum is the rarest of its injuries (group and class), or none, and whether it has several series;
+    strata of fewer patients than folds are pooled.
 
     Args:
         datalist: items with ``patient_id`` and ``label`` ([G] class indices, 0 healthy, negative missing).

@@ -1,12 +1,13 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""An override that no config knows is an error. MONAI accepts any, so ``--learning_rat 1e-3`` would train with the default.
+"""An override that no config knows is an error. MONAI accepts any, so ``--learning_rat 1e-3`` would train with the
+default.
 
 `check_overrides` is the first item of every config's ``run``: it ends the run with exit status 2, before anything is
 built, and its message (with near misses) is the last line printed. Two sources are held against the config:
 
-- the top-level ids of the config that runs (command line, ``args_file`` and Python callers alike): each must have a line
-  in the config's ``_desc_``;
+- the top-level ids of the config that runs (command line, ``args_file`` and Python callers alike): each must have a
+  line in the config's ``_desc_``;
 - on the command line also nested ids (``train#trainer#max_epochs``), which must exist in the config files.
 """
 
@@ -71,7 +72,8 @@ def running_config() -> dict[str, Any] | None:
 
 
 def command_line(argv: Sequence[str]) -> dict[str, Any]:
-    """The ``--name value`` pairs of ``python -m monai.bundle run`` as Fire reads them; those of ``args_file`` come first."""
+    """The ``--name value`` pairs of ``python -m monai.bundle run`` as Fire reads them; those of ``args_file`` come
+    first."""
     pairs: dict[str, Any] = {}
     tokens = list(argv[1:])
     while tokens:
@@ -136,7 +138,8 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
         sys.excepthook = explain_last
         pairs = command_line(argv)
         files = pairs.get("config_file", [])
-        known |= set(_ids(ConfigParser.load_config_files(files))) - RESERVED
+        content = ConfigParser.load_config_files(files)
+        known |= set(_ids({key: value for key, value in content.items() if key not in RESERVED}))
         overrides = [_normalise(name) for name in pairs if name not in RUN_ARGUMENTS]
         unknown += [name for name in overrides if name not in known and name not in unknown and "#" in name]
     if unknown:

@@ -50,14 +50,17 @@ def select_device(device: str | None = None) -> torch.device:
     else:
         chosen = torch.device(device)
         if chosen.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device: {device!r} was asked for, but torch {torch.__version__} finds no CUDA device here")
+            raise ValueError(
+                f"device: {device!r} was asked for, but torch {torch.__version__} finds no CUDA device here"
+            )
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{torch.get_num_threads()} threads"
     logger.info("device: %s (%s)", chosen, name)
     return chosen
 
 
 def use_amp(amp: bool | None, device: torch.device) -> bool:
-    """Mixed precision: ``None`` means on a GPU and never on a CPU (without AVX-512 or AMX it is 8 to 24 times slower there).
+    """Mixed precision: ``None`` means on a GPU and never on a CPU (without AVX-512 or AMX it is 8 to 24 times slower
+    there).
 
     Raises:
         ValueError: if it is asked for on another device than CUDA, where MONAI's engines cannot apply it.
@@ -99,7 +102,9 @@ class RunFolder:
         ValueError: if `run_name` is not a plain name, or ``resume="latest"`` comes without one.
     """
 
-    def __init__(self, output_root: str | os.PathLike[str], run_name: str | None = None, resume: str | None = None) -> None:
+    def __init__(
+        self, output_root: str | os.PathLike[str], run_name: str | None = None, resume: str | None = None
+    ) -> None:
         if resume == "latest" and run_name is None:
             raise ValueError("resume: 'latest' needs the run_name of the run to go on with")
         name = time.strftime("%Y%m%d-%H%M%S") if run_name is None else str(run_name)

@@ -1,7 +1,7 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces of training that MONAI's engines leave open: gradient clipping at each optimizer step, a stop at a loss that is no
-number, parameter groups, logged values."""
+"""Pieces of training that MONAI's engines leave open: gradient clipping at each optimizer step, a stop at a loss that
+is no number, parameter groups, logged values."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class StopAtNonFiniteLoss:
             batch = engine.state.batch
             series = batch.get("series_id", "unknown") if isinstance(batch, dict) else "unknown"
             raise FloatingPointError(
-                f"the loss is {float(loss)} at iteration {engine.state.iteration} (epoch {engine.state.epoch}), series {series}"
+                f"the loss is {float(loss)} at iteration {engine.state.iteration} (epoch {engine.state.epoch}), "
+                f"series {series}"
             )
 
 
@@ -108,8 +109,8 @@ def parameter_groups(
 
 
 class LossMeans:
-    """Handler that averages the loss and each of its terms over an epoch, logs them and puts them into the engine's metrics,
-    from where MONAI's TensorBoard handler takes them. Nothing is read back from a GPU before the epoch ends.
+    """Handler that averages the loss and each of its terms over an epoch, logs them and puts them into the engine's
+    metrics, from where MONAI's TensorBoard handler takes them. Nothing is read back from a GPU before the epoch ends.
 
     Args:
         loss_function: keeps the detached terms of its last call under ``last_terms``.

@@ -1,6 +1,7 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Loading weights so that nothing stays silently random: N of M tensors are counted, and what does not fit is refused."""
+"""Loading weights so that nothing stays silently random: N of M tensors are counted, and what does not fit is
+refused."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise WeightsError(f"{path}: not readable as a weights file: {error}") from error
-    except Exception as error:  # noqa: BLE001 - torch raises pickle.UnpicklingError, which subclasses Exception alone
+    except Exception as error:
         raise WeightsError(f"{path}: refused, it holds more than tensors (weights_only): {error}") from error
     for key in ("backbone", "network", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -100,7 +101,8 @@ def load_weights(
 
 
 class WeightsLoader:
-    """Handler that calls `load_weights` when the engine starts; a path of None leaves the network as initialised, and says so.
+    """Handler that calls `load_weights` when the engine starts; a path of None leaves the network as initialised, and
+    says so.
 
     Args:
         path, module, what, allow_partial: as in `load_weights`.

@@ -15,12 +15,12 @@ import pytest
 from ct_factory import PRIVATE, ct_slice, hu_slice, save, set_stored
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    MPEG2MPML,
     BasicTextSRStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     JPEG2000Lossless,
     JPEGExtended12Bit,
-    MPEG2MPML,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
@@ -65,6 +65,10 @@ def eight_bits(k: int, ds: Dataset) -> None:
     ds.PixelData = bytes(32 * 32)
 
 
+def three_samples(k: int, ds: Dataset) -> None:
+    ds.SamplesPerPixel, ds.PlanarConfiguration, ds.PixelData = 3, 0, 3 * ds.PixelData
+
+
 def turned(row: list[float], column: list[float]) -> Callable[[int, Dataset], None]:
     """All slices in another plane, stacked along its normal."""
 
@@ -76,24 +80,39 @@ def turned(row: list[float], column: list[float]) -> Callable[[int, Dataset], No
 
 
 FAULTS = {
-    "two slices missing": (lambda k, ds: k not in (2, 3), r"5\.00 mm apart with 2 missing between 001.dcm and 004.dcm \(a gap of 15"),
+    "two slices missing": (
+        lambda k, ds: k not in (2, 3),
+        r"5\.00 mm apart with 2 missing between 001.dcm and 004.dcm \(a gap of 15\.00 mm\)",
+    ),
     "one slice missing": (lambda k, ds: k != 4, r"1 missing between 003.dcm and 005.dcm"),
     "one slice": (lambda k, ds: k == 0, "at least 2 slices, found 1"),
     "uneven steps": (moved({5: [-11, -12, 123.0]}), r"steps from 3\.00 to 5\.00 mm"),
-    "tilted gantry": (moved(lambda k: [-11, -12 + k * 1.0, 100 + k * 5]), r"gantry tilt of 11\.3 degrees, 5\.0 mm sideways"),
+    "tilted gantry": (
+        moved(lambda k: [-11, -12 + k * 1.0, 100 + k * 5]),
+        r"gantry tilt of 11\.3 degrees, 5\.0 mm sideways",
+    ),
     "slight tilt": (moved(lambda k: [-11, -12 + k * 0.1, 100 + k * 5]), r"gantry tilt of 1\.1 degrees"),
     "one slice sideways": (moved({3: [-10, -12, 115]}), r"1\.0 mm sideways"),
     "two at one height": (moved({3: [-51, -12, 110]}), r"002.dcm and 003.dcm beside each other, 40\.0 mm apart"),
     "all at one place": (on(ImagePositionPatient=[0, 0, 0]), "all 6 at the same one"),
-    "mixed pixel spacing": (on(4, PixelSpacing=[0.9, 0.7]), r"004.dcm: expected the pixel spacing in mm of the series, \[0\.8, 0\.7\], found \[0\.9"),
-    "mixed orientation": (on(1, ImageOrientationPatient=[1, 0, 0, 0, 0.99, -0.1411]), "001.dcm: expected the orientation"),
+    "mixed pixel spacing": (
+        on(4, PixelSpacing=[0.9, 0.7]),
+        r"004.dcm: expected the pixel spacing in mm of the series, \[0\.8, 0\.7\], found \[0\.9, 0\.7\]",
+    ),
+    "mixed orientation": (
+        on(1, ImageOrientationPatient=[1, 0, 0, 0, 0.99, -0.1411]),
+        r"001.dcm: expected the orientation .* \(1 of 6 slices",
+    ),
     "mixed matrix": (smaller, r"003.dcm: expected the rows and columns of the series, \[32\.0, 32\.0\], found \[16"),
     "mixed frame of reference": (on(1, FrameOfReferenceUID="1.2"), "one FrameOfReferenceUID, found 2"),
     "coronal": (turned([1, 0, 0], [0, 0, -1]), "found coronal ones, 90 degrees"),
     "sagittal": (turned([0, 1, 0], [0, 0, -1]), "found sagittal ones, 90 degrees"),
     "strongly oblique": (turned([1, 0, 0], [0, 0.8, -0.6]), "found strongly oblique ones, 37 degrees"),
     "no directions": (on(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "two orthogonal unit directions"),
-    "position missing": (on(2, ImagePositionPatient=None), r"002.dcm: expected 3 finite number\(s\) in ImagePositionPatient, found none"),
+    "position missing": (
+        on(2, ImagePositionPatient=None),
+        r"002.dcm: expected 3 finite number\(s\) in ImagePositionPatient, found none",
+    ),
     "position incomplete": (on(2, ImagePositionPatient=[1, 2]), r"found \[1\.0, 2\.0\]"),
     "orientation missing": (on(2, ImageOrientationPatient=None), "ImageOrientationPatient, found none"),
     "spacing missing": (on(2, PixelSpacing=None), "PixelSpacing, found none"),
@@ -103,11 +122,15 @@ FAULTS = {
     "slope zero": (on(3, RescaleSlope=0), "RescaleSlope other than 0"),
     "no HU": (on(RescaleType="Z_EFF"), "values in HU, found Rescale Type Z_EFF"),
     "8 bits": (eight_bits, "16 bits, found 8 bits allocated"),
+    "three samples": (three_samples, r"000.dcm: expected"),
     "multi-frame": (on(NumberOfFrames=4), "000.dcm: expected single-frame CT images, found a multi-frame object of 4"),
     "enhanced CT": (on(SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=6), "a multi-frame object of 6"),
     "absurd rows": (on(Rows=60000), "at most 4096 voxels along an axis .* found 32 x 60000 x 6"),
     "no rows": (on(Rows=0), "found 32 x 0 x 6"),
-    "two series": (on(3, SeriesInstanceUID="1.2.3"), r"one series, found 2; choose one with series_uid: .*\(5 files\); 1\.2\.3 \(1 files\)"),
+    "two series": (
+        on(3, SeriesInstanceUID="1.2.3"),
+        r"one series, found 2; choose one with series_uid: .*\(5 files\); 1\.2\.3 \(1 files\)",
+    ),
     "series UID missing": (on(3, SeriesInstanceUID=None), "003.dcm: expected a SeriesInstanceUID, found none"),
     "no decoder": (
         lambda k, ds: setattr(ds.file_meta, "TransferSyntaxUID", MPEG2MPML) or _encapsulate(ds),

@@ -151,9 +151,8 @@ def test_output_size_averages(dtype: torch.dtype) -> None:
         means = before.float().unflatten(-1, (2, 2)).unflatten(-3, (2, 2)).mean((-3, -1))
         assert torch.equal(after.as_tensor(), (means.round() if dtype == torch.uint8 else means).to(dtype).as_tensor())
     assert torch.equal(crops.overlap, halved.overlap)
-    assert RandVoCoCrop(grid_size=(4, 4, 1), crop_size=6, output_size=4)(torch.zeros(1, 1, 24, 24, 6)).random_crops.shape == (
-        2, 1, 1, 4, 4, 4,
-    )  # fmt: skip
+    cube = RandVoCoCrop(grid_size=(4, 4, 1), crop_size=6, output_size=4)(torch.zeros(1, 1, 24, 24, 6))
+    assert cube.random_crops.shape == (2, 1, 1, 4, 4, 4)
     same = RandVoCoCrop(grid_size=3, crop_size=4, output_size=4)(image)
     assert same.base_crops.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
 

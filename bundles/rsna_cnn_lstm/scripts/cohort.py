@@ -34,8 +34,8 @@ def labelled_series(
     Args:
         dataset_dir: an RSNA 2023 tree, or the base of `datalist`'s paths.
         labels: the label table.
-        datalist: JSON ``{"training": [{"image": ..., "patient_id": ..., "liver": "low", ...}]}`` with a class name for each
-            group (a missing group is masked); None reads the RSNA tree.
+        datalist: JSON ``{"training": [{"image": ..., "patient_id": ..., "liver": "low", ...}]}`` with a class name for
+            each group (a missing group is masked); None reads the RSNA tree.
         part: ``training``, ``validation`` or ``test``.
         folds_file: fold file (see `workflow.datalist.select_part`). None makes `num_folds` folds from `seed`, the same
             each time; they have no test part.
@@ -59,7 +59,9 @@ def labelled_series(
         held_out = [of_patient[item["patient_id"]] == fold for item in items]
         chosen = [item for item, out in zip(items, held_out, strict=True) if out == (part == "validation")]
         if part == "test" or not chosen:
-            raise DatalistError(f"no {part} series: without a folds_file there are folds 0 to {num_folds - 1} and no test")
+            raise DatalistError(
+                f"no {part} series: without a folds_file there are folds 0 to {num_folds - 1} and no test"
+            )
         return chosen
     return select_part(items, part, folds_file=folds_file, fold=fold, val_fraction=0.0, seed=seed)
 
@@ -70,6 +72,8 @@ def _classes(item: dict[str, Any], labels: LabelTable, datalist: str) -> np.ndar
         names = [c.name for c in group.classes]
         value = item.get(group.name)
         if value is not None and value not in names:
-            raise DatalistError(f"datalist {Path(datalist)}: {item['image']}: {group.name} is {value!r}, expected {names}")
+            raise DatalistError(
+                f"datalist {Path(datalist)}: {item['image']}: {group.name} is {value!r}, expected {names}"
+            )
         indices.append(-1 if value is None else names.index(value))
     return np.asarray(indices, dtype=np.int64)

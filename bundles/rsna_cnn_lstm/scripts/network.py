@@ -119,8 +119,8 @@ def freeze_blocks(backbone: nn.Module, freeze: int | str) -> None:
 
     Args:
         backbone: whose blocks.
-        freeze: number of blocks; ``all`` for the whole backbone (linear evaluation); a negative number leaves that many last
-            blocks to train.
+        freeze: number of blocks; ``all`` for the whole backbone (linear evaluation); a negative number leaves that many
+            last blocks to train.
 
     Raises:
         ValueError: for more blocks than there are.

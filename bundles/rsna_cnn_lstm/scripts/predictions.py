@@ -24,10 +24,10 @@ from ignite.metrics.metric import reinit__is_reduced
 from monai.data import decollate_batch
 from monai.utils import convert_to_tensor, evenly_divisible_all_gather, string_list_all_gather
 
-from .datalist import datalist_solution
-from .labels import MISSING, LabelTable, first_few
 from workflow.run import write_atomically
 
+from .datalist import datalist_solution
+from .labels import MISSING, LabelTable, first_few
 from .metrics import evaluate_patients
 from .score import combine_series, frequency_baseline, rsna_score
 
@@ -83,6 +83,10 @@ class SeriesPredictions:
                 raise ValueError(f"expected {wanted} logits and labels an item, got {got}")
             self._keys.append(json.dumps([str(merged["patient_id"]), str(merged["series_id"])]))
             self._rows.append(torch.cat((logits, label.double().flatten())))
+
+    def found_any(self) -> bool:
+        """Whether any process has predicted a series."""
+        return idist.all_reduce(len(self._keys)) > 0
 
     def gather(self) -> tuple[pd.DataFrame, np.ndarray]:
         """All series of all processes, sorted by id so that the number of processes leaves no trace.
@@ -193,6 +197,9 @@ class PredictionWriter:
     def _finish(self, _engine: Engine) -> None:
         if self.save_rank >= idist.get_world_size():
             raise ValueError(f"save_rank {self.save_rank} does not exist among {idist.get_world_size()} processes")
+        if self.failed and not self.predictions.found_any():
+            self.logger.error("none of the series could be read: no predictions are written")
+            return
         series, labels = self.predictions.gather()
         if idist.get_rank() != self.save_rank:
             return

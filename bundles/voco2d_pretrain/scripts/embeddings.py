@@ -1,6 +1,7 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Inference of the pretrained backbone: an embedding of each slice and of the volume, to ``.npz`` files and a CSV index."""
+"""Inference of the pretrained backbone: an embedding of each slice and of the volume, to ``.npz`` files and a CSV
+index."""
 
 from __future__ import annotations
 
@@ -38,8 +39,9 @@ class SliceInferer2D(Inferer):
 
 
 class EmbeddingWriter:
-    """Evaluator handler: ``embeddings/00001.npz`` with ``slices`` [S, F] and ``volume`` [F] (their mean) for each series,
-    and ``embeddings.csv`` that says which file is which series. File names are numbers, never made of DICOM tags.
+    """Evaluator handler: ``embeddings/00001.npz`` with ``slices`` [S, F] and ``volume`` [F] (their mean) for each
+    series, and ``embeddings.csv`` that says which file is which series. File names are numbers, never made of DICOM
+    tags.
 
     Args:
         output_dir: folder for both.

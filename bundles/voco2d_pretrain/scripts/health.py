@@ -29,7 +29,8 @@ def embeddings_and_labels(output: Any) -> tuple[dict[str, Tensor], Tensor]:
 
 
 class RecalibrateBN:
-    """Handler that sets the running statistics of every BN from one pass over the evaluator's own volumes, before it starts.
+    """Handler that sets the running statistics of every BN from one pass over the evaluator's own volumes, before it
+    starts.
 
     A short run's running statistics lag behind its weights, and an untrained network has none: with this both are
     measured alike. It changes the network it is given, so it belongs to evaluation, never to training.
@@ -92,7 +93,8 @@ class PositionAccuracy(_VolumeMean):
 
 
 class EmbeddingSpread(_VolumeMean):
-    """One minus the mean cosine between different base crops of a volume: 0 means collapsed, 1 orthogonal on average."""
+    """One minus the mean cosine between different base crops of a volume: 0 means collapsed, 1 orthogonal on
+    average."""
 
     def of_volumes(self, embeddings: dict[str, Tensor], overlap: Tensor) -> Tensor:
         base = normalize(embeddings["student"][:, overlap.shape[1] :].float(), dim=-1)
@@ -104,9 +106,9 @@ class EmbeddingSpread(_VolumeMean):
 class SliceHeightError(_VolumeMean):
     """Error of a k-nearest-neighbour probe that tells a slice's height from its features, between volumes.
 
-    Heights are fractions of the prepared volume (0 lowest slice, 1 highest); each fifth of the volumes is predicted from
-    the others. The value is the mean absolute error: 0.25 is what the constant 0.5 scores. NaN with one volume, where
-    there is no other to learn from.
+    Heights are fractions of the prepared volume (0 lowest slice, 1 highest); each fifth of the volumes is predicted
+    from the others. The value is the mean absolute error: 0.25 is what the constant 0.5 scores. NaN with one volume,
+    where there is no other to learn from.
 
     Args:
         neighbours: k.

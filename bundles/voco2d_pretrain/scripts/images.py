@@ -15,7 +15,8 @@ __all__ = ["CropImages", "crops_figure"]
 
 
 def upright(image: np.ndarray) -> np.ndarray:
-    """[X, Y] in RAS -> rows and columns as radiologists look at an axial slice: anterior up, patient's right at the left."""
+    """[X, Y] in RAS -> rows and columns as radiologists look at an axial slice: anterior up, patient's right at the
+    left."""
     return image.T[::-1, ::-1]
 
 
@@ -38,17 +39,22 @@ def crops_figure(random_crops: Tensor, base_crops: Tensor, overlap: Tensor) -> F
         axes[0].axvline(rows * height - k * height - 0.5, color="tab:orange", linewidth=0.8)
     for k in range(1, columns):
         axes[0].axhline(columns * width - k * width - 0.5, color="tab:orange", linewidth=0.8)
-    for axis, crop, label in zip(axes[1:], random_crops[:, middle, 0].cpu().numpy(), overlap.cpu().numpy(), strict=True):
+    for axis, crop, label in zip(
+        axes[1:], random_crops[:, middle, 0].cpu().numpy(), overlap.cpu().numpy(), strict=True
+    ):
         axis.imshow(upright(crop), cmap="gray", interpolation="nearest")
         shares = upright(label.reshape(rows, columns))
-        axis.set_title("\n".join(" ".join(f"{share:.2f}" for share in row) for row in shares), family="monospace", fontsize=8)
+        axis.set_title(
+            "\n".join(" ".join(f"{share:.2f}" for share in row) for row in shares), family="monospace", fontsize=8
+        )
     for axis in axes:
         axis.set_axis_off()
     return figure
 
 
 class CropImages:
-    """Handler that adds `crops_figure` of the batch's first volumes to TensorBoard: once in the first iteration, then each epoch.
+    """Handler that adds `crops_figure` of the batch's first volumes to TensorBoard: once in the first iteration, then
+    each epoch.
 
     3D crops are not drawn.
 

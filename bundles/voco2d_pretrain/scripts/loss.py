@@ -54,8 +54,8 @@ class VoCoLoss(nn.Module):
         weights: of the terms by name (``intra``, ``inter``, ``reg``, ``pos``, ``neg``), default 1 each.
         clamp: ``hard`` as published, ``clamp(cos, 0, 1)``, which gives no gradient to a positive pair with cos < 0;
             ``soft`` (the default) has the same values and lets the gradient through where it would raise such a cosine.
-        symmetric_reg: the regulariser's gradient flows to both crops of a pair (the default); False detaches the second,
-            as published, which leaves the last base crop without any. The value is the same.
+        symmetric_reg: the regulariser's gradient flows to both crops of a pair (the default); False detaches the
+            second, as published, which leaves the last base crop without any. The value is the same.
     """
 
     def __init__(
@@ -97,11 +97,14 @@ class VoCoLoss(nn.Module):
         teacher = normalize(embeddings["teacher"].detach().float(), dim=-1)
         labels = labels.float()
         if embeddings["student"].dtype == torch.float64:  # golden values and gradient checks
-            student, teacher = normalize(embeddings["student"], dim=-1), normalize(embeddings["teacher"].detach(), dim=-1)
+            student, teacher = (
+                normalize(embeddings["student"], dim=-1),
+                normalize(embeddings["teacher"].detach(), dim=-1),
+            )
             labels = labels.double()
         if student.shape[1] != number + labels.shape[2]:
             raise ValueError(
-                f"expected {number} random and {labels.shape[2]} base crops as in the labels, found {student.shape[1]} embeddings"
+                f"labels are of {number} random and {labels.shape[2]} base crops, found {student.shape[1]} embeddings"
             )
         random_s, base_s = student[:, :number], student[:, number:]
         random_t, base_t = teacher[:, :number], teacher[:, number:]

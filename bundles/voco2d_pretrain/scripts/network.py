@@ -40,7 +40,9 @@ class CropEncoder(nn.Module):
         num_features: F, for a backbone that does not say.
     """
 
-    def __init__(self, backbone: nn.Module, hidden: int = 2048, out: int = 2048, num_features: int | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, hidden: int = 2048, out: int = 2048, num_features: int | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector(num_features or backbone.num_features, hidden, out)
@@ -50,7 +52,8 @@ class CropEncoder(nn.Module):
         return self.backbone(crops.flatten(0, 2)).unflatten(0, crops.shape[:3])
 
     def project(self, features: Tensor) -> Tensor:
-        """[B, N, S, F] -> [B, N, D]: mean over the slices, then the projector, whose BN acts over the crops [B*N, C]."""
+        """[B, N, S, F] -> [B, N, D]: mean over the slices, then the projector, whose BN acts over the crops [B*N,
+        C]."""
         pooled = features.mean(dim=2)
         return self.projector(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2])
 
@@ -59,12 +62,13 @@ class CropEncoder(nn.Module):
 
 
 class VoCoNetwork(nn.Module):
-    """Student and teacher embeddings of the same crops, ``[B, R+K, S, C, *spatial]`` (random crops first, then base crops).
+    """Student and teacher embeddings of the same crops, ``[B, R+K, S, C, *spatial]`` (random crops first, then base
+    crops).
 
     The teacher is an `AveragedModel` of the *whole* student (CNN and projector): it starts as a copy, takes no gradient
-    and moves only when `teacher.TeacherUpdate` moves it. Policy for its BN: in training it normalises by the statistics of
-    the batch, as the student does; its running statistics are the student's, copied at each move, and its own forward
-    passes never change them. In evaluation both use running statistics.
+    and moves only when `teacher.TeacherUpdate` moves it. Policy for its BN: in training it normalises by the statistics
+    of the batch, as the student does; its running statistics are the student's, copied at each move, and its own
+    forward passes never change them. In evaluation both use running statistics.
 
     Args:
         backbone, hidden, out, num_features: see `CropEncoder`.
@@ -82,7 +86,8 @@ class VoCoNetwork(nn.Module):
         super().__init__()
         self.student = CropEncoder(backbone, hidden, out, num_features)
         self.teacher = AveragedModel(self.student, multi_avg_fn=average)
-        # AveragedModel copies the student at its first update; it is a copy already, so that update must obey the momentum
+        # AveragedModel copies the student at its first update; it is a copy already, so that update must obey the
+        # momentum
         self.teacher.n_averaged.fill_(1)
         self.teacher.requires_grad_(False)
         for module in self.teacher.modules():

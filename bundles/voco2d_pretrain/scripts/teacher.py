@@ -1,6 +1,7 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How the teacher follows the student: once after each optimizer step, by a momentum that is a pure function of the step."""
+"""How the teacher follows the student: once after each optimizer step, by a momentum that is a pure function of the
+step."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__ = ["MomentumAverage", "TeacherUpdate"]
 
 
 class MomentumAverage:
-    """``teacher <- m * teacher + (1 - m) * student``, m rising by a half cosine from `start` to `end` over `total_steps`.
+    """``teacher <- m * teacher + (1 - m) * student``, m rising by a half cosine from `start` to `end` over
+    `total_steps`.
 
     The step is what `AveragedModel` counts and stores in its state dict, so a resumed run goes on where it stopped.
 

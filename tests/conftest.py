@@ -1,0 +1,77 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of all tests. Modules of a bundle's `scripts` are imported as `bundles.<name>.scripts.<module>`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's top folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The samples in the project."""
+    return ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Reference values of the method and the score."""
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Further real CT beside the project, where there is some: nothing that matters rests on it alone."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthetic RSNA tree: 24 patients, made by the demo's generator."""
+    from demo.dataset import write_dataset
+
+    folder = tmp_path_factory.mktemp("phantoms") / "rsna"
+    write_dataset(folder, patients=24, seed=7, size=96, slices=24, workers=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_bundle() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`python -m monai.bundle run` as a user calls it, in a process of its own without PYTHONPATH."""
+
+    def run(bundle: str, *arguments: object, configs: tuple[str, ...] = ("train.json",), cwd: Path | None = None,
+            check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        folder = ROOT / "bundles" / bundle
+        cwd = folder if cwd is None else cwd
+        prefix = Path("configs") if cwd == folder else folder / "configs"
+        files = [str(prefix / name) for name in configs]
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files[0] if len(files) == 1 else str(files)]
+        if cwd != folder:
+            command += ["--bundle_root", str(folder)]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment.update(OMP_NUM_THREADS="2", COVERAGE_PROCESS_START=str(ROOT / "pyproject.toml"))
+        done = subprocess.run(
+            [*command, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+        )
+        if check and done.returncode:
+            pytest.fail(f"exit {done.returncode}: {' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        return done
+
+    return run
