@@ -3,7 +3,8 @@
 """One patient's anatomy: which shapes lie where (painting them is in ``demo.phantom``).
 
 The origin lies in the midline, in the middle of the body cavity, at about the level of the second lumbar vertebra.
-``Anatomy.half_width`` (A) and ``half_depth`` (B) are the semi-axes of the body cavity; organs are placed in units of them.
+``Anatomy.half_width`` (A) and ``half_depth`` (B) are the semi-axes of the body cavity; organs are placed in units of
+them.
 """
 
 from __future__ import annotations

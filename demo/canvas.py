@@ -8,6 +8,7 @@ Arrays are slice-major [Z, Y, X]. A shape is evaluated in its bounding box only,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -41,10 +42,9 @@ class Ellipsoid:
     @property
     def rotation(self) -> np.ndarray:
         """[3, 3] float64: the columns are the directions of the semi-axes."""
-        a, b = np.deg2rad(self.turn), np.deg2rad(self.tilt)
-        about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
-        about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
-        return (about_z[:, :, None] * about_x[None]).sum(1)
+        a, b = math.radians(self.turn), math.radians(self.tilt)
+        ca, sa, cb, sb = math.cos(a), math.sin(a), math.cos(b), math.sin(b)
+        return np.array([[ca, -sa * cb, sa * sb], [sa, ca * cb, -ca * sb], [0.0, sb, cb]])
 
     def grown(self, mm: float) -> Ellipsoid:
         """The same shape with every semi-axis longer (shorter) by ``mm``, at least 1 mm long."""
@@ -127,12 +127,13 @@ class Canvas:
             np.multiply(along, along, out=along)
             squared += along
         if shape.wobble:
-            wave = np.float32(1.6 / axes.mean())
+            wave = np.float32(4.8 / sum(shape.axes))
             squared *= 1 + np.float32(shape.wobble) * (
                 np.sin(y * wave + z * wave * 0.7 + np.float32(shape.phase))
                 + np.sin(x * wave * 1.3 - z * wave + np.float32(2.1 * shape.phase))
             )
-        sharpness = np.float32(0.5 * np.sort(axes)[:2].mean() / self.pixel)  # 1 - r^2 is about 2 (1 - r) at the surface
+        mean = 0.5 * (sum(shape.axes) - max(shape.axes))  # of the two shorter ones
+        sharpness = np.float32(0.5 * mean / self.pixel)  # 1 - r^2 is about 2 (1 - r) at the surface
         np.multiply(squared, -sharpness, out=squared)
         squared += sharpness + np.float32(0.5)
         return box, np.clip(squared, 0, 1, out=squared)

@@ -4,7 +4,7 @@
 
     python -m demo.dataset OUT --patients 300 --seed 0 --size 256 --slices 48
 
-Patient ``i`` depends on ``(seed, i)`` and the options alone: not on the number of patients and not on the number of workers.
+Patient ``i`` depends on ``(seed, i)`` and the options alone, not on the number of patients or of workers.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ WRITTEN = (
     "image_level_labels.csv",
     "README.txt",
 )
-README = """SYNTHETIC abdominal trauma CT. Every voxel is computed from a seed; no patient is involved. Not for clinical use.
+README = """SYNTHETIC abdominal trauma CT. Every voxel is computed from a seed; no patient is involved.
+Not for clinical use.
 
 Written by `python -m demo.dataset` in the layout of the RSNA 2023 Abdominal Trauma Detection data, which it does not
-contain, resemble statistically or replace. Prevalence and conspicuity of the injuries are chosen so that a small network
-learns quickly: results on it say that the software works, and nothing about patients.
+contain, resemble statistically or replace. Prevalence and conspicuity of the injuries are chosen so that a small
+network learns quickly: results on it say that the software works, and nothing about patients.
 
 """
 
@@ -115,7 +116,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class Patient:
-    """One synthetic patient: ``labels`` has the columns of ``train.csv`` without the id; ``scans`` one item a series."""
+    """One synthetic patient: what :func:`make_patient` drew; ``scans`` and ``segmented`` have one item a series."""
 
     seed: int
     index: int

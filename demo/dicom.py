@@ -46,7 +46,6 @@ def series_template(scan: Scan, seed: int, patient_id: int, series_id: int, seri
     ds.StudyTime = ds.SeriesTime = ds.ContentTime = "120000"
     ds.AccessionNumber = ""
     ds.Modality = "CT"
-    ds.ConversionType = "SYN"
     ds.Manufacturer = "SYNTHETIC"
     ds.ManufacturerModelName = "SYNTHETIC PHANTOM GENERATOR"
     ds.ReferringPhysicianName = ""

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Injuries of a phantom: drawn independently of anatomy and scanner, then painted over the healthy anatomy.
 
-Each needs its surroundings to be recognised: a laceration is no darker than a gallbladder, a bleeding no brighter than the
-aorta or contrast in the bowel, and free gas no different from the gas inside the bowel.
+Each needs its surroundings to be recognised: a laceration is no darker than a gallbladder, a bleeding no brighter than
+bone, contrast in the bowel or an aorta in its first phase, and free gas no different from the gas inside the bowel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .scanner import Scan
 GROUPS = ("bowel", "extravasation", "kidney", "liver", "spleen")
 ORGANS = ("kidney", "liver", "spleen")
 CODES = {"liver": 1, "spleen": 2, "kidney": 3, "bowel": 4, "extravasation": 5, "fluid": 6}
-FLUID_HU, LACERATION_HU, GAS_HU = 42.0, 12.0, -920.0
+FLUID_HU, LACERATION_HU, GAS_HU = 42.0, 8.0, -950.0
 FATTY, NOT_BONE, SOFT = (-200.0, -20.0), (-1100.0, 215.0), (-300.0, 90.0)
 
 
@@ -84,7 +84,7 @@ def draw_injuries(
 def _lacerations(rng: np.random.Generator, anatomy: Anatomy, label: str, grade: int, scale: float) -> list[Ellipsoid]:
     """Elongated, ragged tears that run from the capsule inwards: one in low grade, two or three in high grade."""
     organ = anatomy.organ(label)[0]
-    axes = np.array({"liver": (24, 11, 20), "spleen": (17, 10, 17)}.get(label, (15, 9, 16)), dtype=float)
+    axes = np.array({"liver": (31, 14, 26), "spleen": (24, 14, 24)}.get(label, (21, 13, 22)), dtype=float)
     axes *= scale * (1.0 if grade < 2 else 1.3)
     toward = {"liver": 180.0, "spleen": 0.0, "left_kidney": 10.0, "right_kidney": 170.0}[label]
     shapes = []
@@ -105,18 +105,18 @@ def _organ_fluid(anatomy: Anatomy, label: str, scale: float) -> list[Ellipsoid]:
     if label == "liver":
         return [
             *_subcapsular(anatomy, scale),
-            Ellipsoid((-0.82 * a, 0.25 * b, -30.0), (16 * scale, 24 * scale, 45), 10),
+            Ellipsoid((-0.82 * a, 0.25 * b, -30.0), (22 * scale, 33 * scale, 50), 10),
         ]
     if label == "spleen":
-        return [organ.grown(11 * scale), Ellipsoid((0.88 * a, 0.2 * b, -5.0), (14 * scale, 22 * scale, 42), -10)]
-    return [organ.grown(9 * scale)]
+        return [organ.grown(15 * scale), Ellipsoid((0.88 * a, 0.2 * b, -5.0), (19 * scale, 30 * scale, 46), -10)]
+    return [organ.grown(12 * scale)]
 
 
 def _subcapsular(anatomy: Anatomy, scale: float) -> tuple[Ellipsoid, ...]:
     """A crescent between the liver and the wall at its side."""
     height = anatomy.liver[0].centre[2] - 12
     centre = (-0.96 * anatomy.half_width, 0.1 * anatomy.half_depth, height)
-    return (Ellipsoid(centre, (14 * scale, 0.75 * anatomy.half_depth, 55), -8),)
+    return (Ellipsoid(centre, (19 * scale, 0.75 * anatomy.half_depth, 55), -8),)
 
 
 def _bleeding(
@@ -135,32 +135,32 @@ def _bleeding(
     u, v, z = sites[int(rng.integers(len(sites)))]
     dx, dy, dz = rng.normal(0, 6, 3)
     centre = (u * a + dx, v * b + dy, z + dz)
-    blood = Ellipsoid(centre, tuple(scale * rng.uniform((23, 18, 22), (30, 24, 30))), rng.uniform(0, 180), 0, 0.15)
+    blood = Ellipsoid(centre, tuple(scale * rng.uniform((34, 26, 32), (44, 35, 44))), rng.uniform(0, 180), 0, 0.15)
     blood = replace(blood, phase=rng.uniform(0, 6.28))
     spot = Ellipsoid(
-        blood.at(rng.normal(0, 1, 3), 0.3), tuple(scale * rng.uniform((10, 9, 13), (14, 12, 18))), 0, 0, 0.2
+        blood.at(rng.normal(0, 1, 3), 0.3), tuple(scale * rng.uniform((15, 13, 19), (21, 18, 27))), 0, 0, 0.2
     )
-    jet = Ellipsoid(spot.at(rng.normal(0, 1, 3), 1.2), tuple(scale * rng.uniform(4, 7, 3)))
+    jet = Ellipsoid(spot.at(rng.normal(0, 1, 3), 1.2), tuple(scale * rng.uniform(6, 10, 3)))
     return (spot, jet), (blood,)
 
 
 def _bowel_injury(
     rng: np.random.Generator, anatomy: Anatomy, scale: float
 ) -> tuple[tuple[Ellipsoid, ...], tuple[Ellipsoid, ...]]:
-    """Three to five neighbouring loops with a thick wall, specks of gas between them and a pocket under the front wall."""
+    """Three to five neighbouring thick-walled loops, specks of gas between them, a pocket of gas under the wall."""
     loops = anatomy.small_bowel()
     start = loops[int(rng.integers(len(loops)))]
     distance = [float(np.linalg.norm(np.subtract(s.centre, start.centre))) for s in loops]
-    thick = tuple(loops[k].grown(3 * scale) for k in np.argsort(distance)[: int(rng.integers(3, 6))])
+    thick = tuple(loops[k].grown(4 * scale) for k in np.argsort(distance)[: int(rng.integers(3, 6))])
     specks = []
     for _ in range(int(rng.integers(6, 11))):
         where = thick[int(rng.integers(len(thick)))]
-        radius = scale * rng.uniform(3.5, 6.0, 3)
+        radius = scale * rng.uniform(5.0, 8.0, 3)
         specks.append(Ellipsoid(where.at(rng.normal(0, 1, 3), rng.uniform(1.1, 1.6)), tuple(radius)))
     a, b = anatomy.half_width, anatomy.half_depth
     pocket = Ellipsoid(
         (rng.uniform(-0.35, 0.35) * a, -0.97 * b, rng.uniform(-70, 30)),
-        tuple(scale * rng.uniform((26, 9, 22), (42, 14, 36))),
+        tuple(scale * rng.uniform((36, 13, 31), (56, 19, 50))),
     )
     return thick, (pocket, *specks)
 
@@ -191,11 +191,11 @@ def paint_injuries(canvas: Canvas, plan: Plan, anatomy: Anatomy, scan: Scan) -> 
         healthy = {"kidney": tissue.cortex, "liver": tissue.liver, "spleen": tissue.spleen}[organ]
         mark(canvas.paint(shape, _between(healthy, LACERATION_HU, visible), only=(LABELS[label],)), organ)
     for outline in plan.thick:
-        wall = Loop(outline, "fluid", wall=6.5)
+        wall = Loop(outline, "fluid", wall=7.0)
         mark(paint_loop(canvas, wall, _between(tissue.bowel_wall, 125.0, visible), anatomy.contrast_hu), "bowel")
     for shape in plan.haematoma:
         mark(canvas.paint(shape, _between(-20.0, 55.0, visible), over=NOT_BONE, label=0), "fluid")
-    bright = max(tissue.aorta, 240.0) + 40.0
+    bright = max(tissue.aorta, 260.0) + 50.0
     for shape in plan.bleeding:
         mark(canvas.paint(shape, _between(55.0, bright, visible), over=NOT_BONE), "extravasation")
     for shape in plan.gas:

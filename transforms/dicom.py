@@ -26,8 +26,8 @@ def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, source: s
     """The HU volume of the one CT series in a folder, or of a DICOM file's own series.
 
     Headers are read and the geometry is checked before any pixel is decoded. Stored values become HU by each slice's
-    own RescaleSlope and RescaleIntercept; presentation (window, MONOCHROME1) plays no part. Both tags are required (they
-    are type 1 in the CT IOD): without them a stored 1000 may be bone or water, and nothing is guessed.
+    own RescaleSlope and RescaleIntercept; presentation (window, MONOCHROME1) plays no part. Both tags are required,
+    type 1 in the CT IOD: without them a stored 1000 may be bone or water, and nothing is guessed.
     """
     headers, skipped = read_series(path, series_uid)
     folder = headers[0].path.parent

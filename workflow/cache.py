@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared volumes ("slabs") on disk: the deterministic work on a series is done once.
 
-A slab is a slice-major ``.npy`` ([Z, C, Y, X], memory-mapped when read, so that only the slices which a step needs are
+A slab is a slice-major ``.npy`` ([Z, C, X, Y], memory-mapped when read, so that only the slices which a step needs are
 touched) beside a small ``.json`` with its affine and source. Its name is a hash of the source (path, sizes, times), of
 every parameter of the preparation and of `VERSION`, so a changed window never meets an old slab. Files are written
 under a temporary name and renamed; a damaged one is made again; several processes may prepare at once.
@@ -10,6 +10,7 @@ under a temporary name and renamed; a damaged one is made again; several process
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ __all__ = ["SlabCache", "describe"]
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 # attributes of transforms that are state or derived, not parameters
 NOT_PARAMETERS = {"R", "lazy", "log_stats", "overrides", "unpack_items", "map_items", "_lazy"}
 
@@ -47,11 +48,24 @@ def describe(thing: Any) -> Any:
         return [describe(value) for value in thing]
     if isinstance(thing, (np.ndarray, torch.Tensor)):
         return np.asarray(thing).tolist()
-    if hasattr(thing, "__dict__") and not isinstance(thing, type) and not callable(getattr(thing, "__code__", None)):
+    if isinstance(thing, functools.partial):
+        return [describe(thing.func), describe(thing.args), describe(thing.keywords)]
+    if hasattr(thing, "__code__"):
+        return _describe_function(thing)
+    if hasattr(thing, "__dict__") and not isinstance(thing, type):
         name = f"{type(thing).__module__}.{type(thing).__qualname__}"
         values = {k: describe(v) for k, v in sorted(vars(thing).items()) if k not in NOT_PARAMETERS}
         return {name: values} if values else name
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', str(thing))}"
+
+
+def _describe_function(function: Any) -> list[Any]:
+    """Name, instructions and values of a Python function: two lambdas of one name differ in the latter."""
+    code = function.__code__
+    constants = [value for value in code.co_consts if not hasattr(value, "co_code")]
+    enclosed = [cell.cell_contents for cell in function.__closure__ or ()]
+    values = [list(code.co_names), constants, enclosed, function.__defaults__, getattr(function, "__self__", None)]
+    return [f"{function.__module__}.{function.__qualname__}", code.co_code.hex(), describe(values)]
 
 
 def _stat(path: Path) -> list[Any]:
@@ -115,17 +129,18 @@ class SlabCache:
         meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if list(slab.shape) != meta["shape"]:
             raise ValueError(f"expected shape {meta['shape']}, found {list(slab.shape)}")
-        volume = torch.from_numpy(slab).permute(1, 3, 2, 0)
+        volume = torch.from_numpy(slab).permute(1, 2, 3, 0)
         affine = torch.tensor(meta["affine"], dtype=torch.float64)
         return MetaTensor(volume, affine=affine, meta={"filename_or_obj": meta["source"]})
 
     def _write(self, path: Path, volume: MetaTensor, item: dict[str, Any]) -> None:
-        slab = np.ascontiguousarray(volume.as_tensor().permute(3, 0, 2, 1).numpy())
+        slab = np.ascontiguousarray(volume.as_tensor().permute(3, 0, 1, 2).numpy())
         meta = {"shape": list(slab.shape), "affine": volume.affine.tolist(), "source": str(item[self.key])}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path.with_suffix(".json"), json.dumps(meta))
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             np.save(file, slab, allow_pickle=False)
+        os.chmod(file.name, 0o644)  # as the .json: a cache may serve several users
         os.replace(file.name, path.with_suffix(".npy"))  # last: a slab that is there is whole
 
 

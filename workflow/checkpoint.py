@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -112,8 +113,11 @@ class Checkpoints:
         if self.resume is None:
             return
         path = newest_checkpoint(self.folder) if self.resume == "latest" else Path(self.resume)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        absent = sorted(set(everything) - set(content))
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            raise WeightsError(f"{path}: not readable as a checkpoint: {error}") from error
+        absent = sorted(set(everything) - set(content if isinstance(content, dict) else ()))
         if absent:
             raise WeightsError(f"{path}: is no full checkpoint of this kind of run, it lacks {absent}")
         max_epochs = engine.state.max_epochs

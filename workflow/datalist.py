@@ -88,8 +88,17 @@ def _series_paths(top: Path) -> Iterator[Path]:
 def _is_dicom_file(path: Path) -> bool:
     if path.suffix.lower() in (".dcm", ".dicom"):
         return True
-    # PACS exports often have no extension: then the file's own mark decides
-    return path.suffix == "" and path.name != "DICOMDIR" and is_dicom(path)
+    # PACS exports often have no extension, or are named by a UID, whose last number looks like one: then the file's own
+    # mark decides
+    named_by_uid = path.suffix[1:].isdigit()
+    return (path.suffix == "" or named_by_uid) and path.name != "DICOMDIR" and is_dicom(path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
+        raise DatalistError(f"datalist {path}: not readable as JSON: {error}") from error
 
 
 def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None, section: str) -> list[dict]:
@@ -101,10 +110,7 @@ def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[s
         DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing.
     """
     path = Path(path).expanduser()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise DatalistError(f"datalist {path}: not readable as JSON: {error}") from error
+    content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get(section), list):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise DatalistError(f"datalist {path}: expected a list under {section!r}, found {found}")
@@ -193,8 +199,9 @@ def unlabelled_datalist(
     rest.
     """
     if datalist is not None:
-        content = json.loads(Path(datalist).expanduser().read_text(encoding="utf-8"))
-        if part in content or "validation" in content:
+        sections = _read_json(Path(datalist).expanduser())
+        # a datalist with nothing but "training" is divided below, for that part too
+        if "validation" in sections or (part != "training" and part in sections):
             return load_datalist(datalist, dataset_dir, part)
         items = load_datalist(datalist, dataset_dir, "training")
     elif dataset_dir is not None:

@@ -108,11 +108,12 @@ class RunFolder:
         if resume == "latest" and run_name is None:
             raise ValueError("resume: 'latest' needs the run_name of the run to go on with")
         name = time.strftime("%Y%m%d-%H%M%S") if run_name is None else str(run_name)
-        if not name or Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise ValueError(f"run_name: expected a plain folder name, got {name!r}")
         self.path = Path(output_root).expanduser().absolute() / name
         self.resume = resume
         self._started = time.time()
+        self._log: logging.Handler | None = None
 
     @property
     def checkpoints(self) -> str:
@@ -138,11 +139,12 @@ class RunFolder:
             FileNotFoundError: if there is nothing to resume.
         """
         occupied = self.path.is_dir() and any(self.path.iterdir())
-        if occupied and self.resume is None:
+        # asked by the main process alone: the others may come when it has made the folder
+        if main_process and occupied and self.resume is None:
             raise FileExistsError(
                 f"{self.path} holds a run already: choose another run_name, or go on with it by --resume latest"
             )
-        if self.resume == "latest" and not occupied:
+        if main_process and self.resume == "latest" and not occupied:
             raise FileNotFoundError(f"resume: {self.path} holds no run to go on with")
         if seed is not None:
             set_determinism(seed=seed)
@@ -166,17 +168,20 @@ class RunFolder:
         if main_process:
             self._write_manifest(result=f"completed, {len(failed)} series failed" if failed else "completed")
             logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
+        if failed and main_process:
+            pd.DataFrame(failed, columns=["image", "reason"]).to_csv(self.path / "failed.csv", index=False)
+            logger.error("%d series failed, listed in %s", len(failed), self.path / "failed.csv")
+        if self._log is not None:  # the next run of this process has a log of its own
+            logging.getLogger().removeHandler(self._log)
+            self._log.close()
         if failed:
-            if main_process:
-                pd.DataFrame(failed, columns=["image", "reason"]).to_csv(self.path / "failed.csv", index=False)
-                logger.error("%d series failed, listed in %s", len(failed), self.path / "failed.csv")
             raise SystemExit(1)
 
     def _log_to_file(self) -> None:
-        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._log = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
-        root.addHandler(handler)
+        root.addHandler(self._log)
         root.setLevel(min(root.level or logging.INFO, logging.INFO))
 
     def _write_manifest(self, result: Any) -> None:

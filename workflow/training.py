@@ -61,7 +61,7 @@ class StopAtNonFiniteLoss:
             batch = engine.state.batch
             series = batch.get("series_id", "unknown") if isinstance(batch, dict) else "unknown"
             raise FloatingPointError(
-                f"the loss is {float(loss)} at iteration {engine.state.iteration} (epoch {engine.state.epoch}), "
+                f"the loss is {loss.item()} at iteration {engine.state.iteration} (epoch {engine.state.epoch}), "
                 f"series {series}"
             )
 

@@ -38,9 +38,13 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path}: expected a weights file, found none")
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise WeightsError(f"{path}: not readable as a safetensors file: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, OSError) as error:
@@ -60,7 +64,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+            # wrappers may stand in any order: start again
+            return _strip({name.removeprefix(prefix): value for name, value in state.items()})
     return state
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ct_factory import ct_slice, save
 from pydicom.dataset import Dataset
+
+from tests.transforms.ct_factory import ct_slice, save
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ct_factory import PRIVATE, compress_jpeg_lossless, hu_slice, load_slowly, set_stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor, list_data_collate
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from tests.transforms.ct_factory import PRIVATE, compress_jpeg_lossless, hu_slice, load_slowly, set_stored
 from transforms import LoadSeries, LoadSeriesd, SeriesError
 
 WriteSeries = Callable[..., Path]

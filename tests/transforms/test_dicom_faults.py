@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from ct_factory import PRIVATE, ct_slice, hu_slice, save, set_stored
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     MPEG2MPML,
@@ -25,6 +24,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from tests.transforms.ct_factory import PRIVATE, ct_slice, hu_slice, save, set_stored
 from transforms import LoadSeries, SeriesError
 
 WriteSeries = Callable[..., Path]

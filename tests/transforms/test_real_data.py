@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ct_factory import load_slowly
 from monai.transforms import (
     Compose,
     LoadImaged,
@@ -21,6 +20,7 @@ from monai.transforms import (
     Transposed,
 )
 
+from tests.transforms.ct_factory import load_slowly
 from transforms import (
     CropBodyd,
     ExtractSlicesd,

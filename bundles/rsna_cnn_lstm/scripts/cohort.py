@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workflow.datalist import DatalistError, load_datalist, select_part
+from workflow.datalist import PARTS, DatalistError, load_datalist, select_part
 from workflow.folds import make_folds
 
 from .datalist import rsna_datalist
@@ -44,6 +44,8 @@ def labelled_series(
     Raises:
         DatalistError: for unknown classes or an empty part. ValueError: for a tree that does not fit its CSV files.
     """
+    if part not in PARTS:
+        raise DatalistError(f"part: expected one of {PARTS}, got {part!r}")
     if datalist is None and dataset_dir is None:
         raise DatalistError("neither dataset_dir nor datalist is given")
     if datalist is None:

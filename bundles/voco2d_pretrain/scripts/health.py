@@ -7,6 +7,7 @@ Each is a `CumulativeIterationMetric` for `monai.handlers.IgniteMetricHandler`, 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class SliceHeightError(_VolumeMean):
 
     Heights are fractions of the prepared volume (0 lowest slice, 1 highest); each fifth of the volumes is predicted
     from the others. The value is the mean absolute error: 0.25 is what the constant 0.5 scores. NaN with one volume,
-    where there is no other to learn from.
+    where there is no other to learn from, or one slice (3D crops).
 
     Args:
         neighbours: k.
@@ -127,14 +128,16 @@ class SliceHeightError(_VolumeMean):
     def aggregate(self) -> Tensor:
         features = normalize(self.get_buffer(), dim=-1).numpy()  # (V, S, F)
         volumes, slices = features.shape[:2]
-        if volumes < 2:
+        if volumes < 2 or slices < 2:
             return torch.tensor(float("nan"))
+        folds = min(5, volumes)
+        smallest = (volumes - math.ceil(volumes / folds)) * slices  # slices to learn from
         height = np.tile(np.linspace(0.0, 1.0, slices), volumes)
         predicted = cross_val_predict(
-            KNeighborsRegressor(self.neighbours),
+            KNeighborsRegressor(min(self.neighbours, smallest)),
             features.reshape(volumes * slices, -1),
             height,
             groups=np.repeat(np.arange(volumes), slices),
-            cv=GroupKFold(min(5, volumes)),
+            cv=GroupKFold(folds),
         )
         return torch.tensor(float(np.abs(predicted - height).mean()))

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
@@ -33,6 +35,21 @@ def position_loss(labels: Tensor, logits: Tensor) -> Tensor:
     """Sum of `position_terms`, one value a volume."""
     positive, negative = position_terms(labels, logits)
     return positive + negative
+
+
+class _SoftClamp(torch.autograd.Function):
+    """``clamp(cos, 0, 1)`` whose gradient also reaches a cosine below 0, but only to raise it: in form v1 the other
+    cosine of the mean may be too large, which is no reason to lower this one further."""
+
+    @staticmethod
+    def forward(ctx: Any, cosines: Tensor) -> Tensor:
+        ctx.save_for_backward(cosines)
+        return cosines.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (cosines,) = ctx.saved_tensors
+        return gradient.masked_fill((cosines < 0.0) & (gradient > 0.0), 0.0)
 
 
 class VoCoLoss(nn.Module):
@@ -80,9 +97,7 @@ class VoCoLoss(nn.Module):
         self.last_terms: dict[str, Tensor] = {}
 
     def _limit(self, cosines: Tensor) -> Tensor:
-        limited = cosines.clamp(0.0, 1.0)
-        # straight through below 0: the value stays, the gradient is the position loss's own at l = 0
-        return limited if self.clamp == "hard" else limited.detach() + (cosines - cosines.detach())
+        return cosines.clamp(0.0, 1.0) if self.clamp == "hard" else _SoftClamp.apply(cosines)
 
     def terms(self, embeddings: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Each term, unweighted, as a scalar.

@@ -1,0 +1,108 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes on a CPU train as one with a batch of twice the size."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from workflow.dataset import EpochSampler
+from workflow.distributed import ProcessGroup, parallel
+
+RANKS = 2
+DATA = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def step(module: nn.Module, plain: nn.Module, numbers: list[int]) -> dict[str, torch.Tensor]:
+    """Weights after one step on these items."""
+    module(DATA[numbers]).square().mean().backward()
+    return {name: parameter.detach() - 0.1 * parameter.grad for name, parameter in plain.named_parameters()}
+
+
+def process(rank: int, folder: str, port: int) -> None:
+    """What torchrun starts."""
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    group = ProcessGroup(backend="gloo", device="cpu")
+    group.start()
+    plain = network()
+    if rank:
+        plain[0].weight.data.zero_()  # rank 0's weights are everybody's
+    module = parallel(plain, group.device)
+    sampler = EpochSampler(len(DATA), seed=2)
+    shard = list(sampler)
+    result = {"rank": group.rank, "shard": shard, "weights": step(module, plain, shard)}
+    torch.save({**result, "wrapped": isinstance(module, DistributedDataParallel)}, Path(folder) / f"{rank}.pt")
+    group.stop()
+    assert not torch.distributed.is_initialized()
+
+
+def test_two_processes_share_the_data_and_step_alike(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # a fork saves the imports; where there is a GPU autograd has threads that do not survive it
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    mp.start_processes(process, args=(str(tmp_path), port), nprocs=RANKS, start_method=method)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    assert [f["rank"] for f in found] == [0, 1]
+    assert all(f["wrapped"] for f in found)
+    assert found[0]["shard"] != found[1]["shard"]
+    assert set(found[0]["shard"] + found[1]["shard"]) == set(range(len(DATA)))
+    plain = network()
+    expected = step(plain, plain, found[0]["shard"] + found[1]["shard"])
+    for name, weight in expected.items():
+        assert torch.equal(found[0]["weights"][name], found[1]["weights"][name])
+        torch.testing.assert_close(found[0]["weights"][name], weight)
+
+
+def test_outside_torchrun_the_error_says_what_is_missing(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError, match="needs torchrun: the environment lacks RANK, LOCAL_RANK, WORLD_SIZE"):
+        ProcessGroup(backend="gloo", device="cpu")
+
+
+def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch):
+    for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    chosen, started = [], []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr("workflow.distributed.dist.init_process_group", started.append)
+    group = ProcessGroup()
+    group.start()
+    assert (group.rank, group.device) == (5, torch.device("cuda:1"))
+    assert chosen == [torch.device("cuda:1")]
+    assert started == ["nccl"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="'cuda:1' was asked for"):
+        ProcessGroup()
+
+
+def test_batch_norm_is_shared_over_processes_on_cuda_alone(monkeypatch):
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    monkeypatch.setattr("workflow.distributed.DistributedDataParallel", lambda m, device_ids: (m, device_ids))
+    monkeypatch.setattr(nn.Module, "to", lambda self, device: self)
+    assert parallel(module, torch.device("cpu")) == (module, None)
+    assert type(module[1]) is nn.BatchNorm2d
+    cuda = torch.device("cuda:0")
+    assert parallel(module, cuda, sync_batch_norm=False) == (module, [cuda])
+    assert type(module[1]) is nn.BatchNorm2d
+    assert parallel(module, cuda) == (module, [cuda])
+    assert type(module[1]) is nn.SyncBatchNorm  # in place: the module that is saved has it too

@@ -1,0 +1,200 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""An override that no config knows ends the run before anything is built."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from workflow.guard import RESERVED, UnknownOverride, check_overrides, command_line, explain_last, running_config
+
+CONFIG = {
+    "_desc_": {
+        "learning_rate": "",
+        "backbone_kwargs": "",
+        "train": "",
+        "guard": "",
+        "built": "$open(@marker, 'w').close()",
+        "initialize": "",
+        "run": "",
+        "finalize": "",
+    },
+    "learning_rate": 0.1,
+    "backbone_kwargs": {},
+    "train": {"trainer": {"max_epochs": 3, "handlers": [{"interval": 1}]}},
+    "guard": {"_target_": "workflow.guard.check_overrides"},
+    "built": "$open(@marker, 'w').close()",
+    "marker": "marker",
+    "initialize": [],
+    "run": ["$@guard", "$@built"],
+    "finalize": [],
+}
+CONFIG["_desc_"]["marker"] = ""
+# overridable names of the specification
+BOTH = """bundle_root dataset_dir datalist output_root run_name cache_dir seed device amp max_epochs batch_size num_workers
+learning_rate val_interval resume backbone_name backbone_kwargs grad_clip accumulation_steps num_slices window"""
+ONE = {
+    "voco2d_pretrain": "grid_size crop_size num_random_crops voco_form ema_momentum",
+    "rsna_cnn_lstm": "pretrained_path backbone_lr early_stopping freeze_blocks rnn_type hidden_size image_size folds_file fold",
+}
+
+
+@pytest.fixture(autouse=True)
+def _excepthook(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({**CONFIG, "marker": str(tmp_path / "marker")}))
+    return path
+
+
+def workflow(config_file: Path, **override: object) -> ConfigWorkflow:
+    found = ConfigWorkflow(str(config_file), workflow_type="train", logging_file=False, **override)
+    found.initialize()
+    return found
+
+
+def monai_argv(config_file: Path, *arguments: str) -> list[str]:
+    return ["/somewhere/monai/bundle/__main__.py", "run", "--config_file", str(config_file), *arguments]
+
+
+def refused(config_file: Path, *arguments: str) -> str:
+    with pytest.raises(UnknownOverride) as caught:
+        check_overrides(monai_argv(config_file, *arguments))
+    return str(caught.value)
+
+
+def test_a_python_caller_with_an_unknown_id_is_stopped_before_anything_is_built(config_file, capsys):
+    with pytest.raises(SystemExit) as caught:
+        workflow(config_file, learning_rat=1.0).run()
+    assert caught.value.code == 2
+    assert not (config_file.parent / "marker").exists()
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "unknown override 'learning_rat': did you mean learning_rate?"
+
+
+def test_known_ids_run(config_file):
+    workflow(config_file, learning_rate=1.0, **{"train#trainer#max_epochs": 7}).run()
+    assert (config_file.parent / "marker").exists()
+
+
+def test_every_unknown_id_is_named(config_file):
+    with pytest.raises(UnknownOverride, match=r"'nonsense': see _desc_ .*'run_nam'|'run_nam'.*'nonsense': see _desc_"):
+        workflow(config_file, nonsense=1, run_nam=2).run()
+
+
+def test_what_experiment_tracking_adds_is_known(config_file):
+    workflow(config_file, tracking_uri="file:///nowhere").run()
+    assert (config_file.parent / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--train#trainer#max_epochs", "5"],
+        ["--train::trainer::max_epochs=5"],
+        ["--train#trainer#handlers#0#interval", "2"],
+        ["--learning_rate", "-1"],
+        ["--backbone_kwargs", "{'img_size': 64}"],
+        ["--run_id", "run"],
+    ],
+)
+def test_known_overrides_of_the_command_line_pass(config_file, arguments):
+    check_overrides(monai_argv(config_file, *arguments))
+    assert sys.excepthook is explain_last
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--train#trainer#max_epoch", "5"],
+        ["--train#trainer#max_epoch=5"],
+        ["--train::trainer::max_epoch", "5"],
+        ["-train#trainer#max_epoch=5"],
+        ["--learning_rate", "3", "--train#trainer#max_epoch", "5"],
+    ],
+)
+def test_unknown_nested_overrides_are_refused_with_near_misses(config_file, arguments):
+    message = refused(config_file, *arguments)
+    assert message.startswith("unknown override 'train#trainer#max_epoch': did you mean train#trainer#max_epochs")
+
+
+def test_the_same_leaf_elsewhere_is_a_near_miss(config_file):
+    assert "train#trainer#handlers#0#interval" in refused(config_file, "--train#zzzzzzzzzzzzzzzzzzzz#interval", "2")
+
+
+def test_args_file_is_looked_through(config_file, tmp_path):
+    args = tmp_path / "args.json"
+    args.write_text(json.dumps({"config_file": str(config_file), "train#trainer#max_epochs": 5}))
+    argv = ["/x/monai/bundle/__main__.py", "run", "--args_file", str(args)]
+    check_overrides(argv)
+    args.write_text(json.dumps({"config_file": str(config_file), "train#trainer#max_epoch": 5}))
+    with pytest.raises(UnknownOverride, match="unknown override 'train#trainer#max_epoch'"):
+        check_overrides(argv)
+    with pytest.raises(UnknownOverride, match="train#trainer#max_epok"):
+        check_overrides([*argv, "--train#trainer#max_epok", "1"])
+
+
+def test_several_config_files_are_one_config(config_file, tmp_path):
+    other = tmp_path / "evaluate.json"
+    other.write_text(json.dumps({"evaluator": {"metric": 1}}))
+    argv = monai_argv(config_file, "--evaluator#metric", "2", "--train#trainer#max_epochs", "2")
+    argv[3] = str([str(config_file), str(other)])
+    check_overrides(argv)
+    argv[-4] = "--evaluator#metrik"
+    with pytest.raises(UnknownOverride, match="did you mean evaluator#metric"):
+        check_overrides(argv)
+
+
+def test_another_programs_command_line_is_left_alone():
+    check_overrides(["/usr/bin/pytest", "--learning_rat", "--a#b", "3"])
+    assert sys.excepthook is not explain_last
+    assert running_config() is None
+
+
+def test_command_line_is_read_as_fire_does():
+    argv = "monai run --a 1 --b=[1,2] --flag --c -3 --d-e x --g None positional -s 0.5 --last".split()
+    expected = {"a": 1, "b": [1, 2], "flag": "True", "c": -3, "d_e": "x", "g": None, "s": 0.5, "last": "True"}
+    found = command_line(argv)
+    assert {name: str(value) for name, value in found.items()} == {n: str(v) for n, v in expected.items()}
+
+
+def test_the_last_line_names_the_cause(capsys):
+    error = RuntimeError("outer")
+    error.__cause__ = ValueError("device: 'cuda' was asked for")
+    explain_last(RuntimeError, error, None)
+    assert capsys.readouterr().err.splitlines()[-1] == "error: ValueError: device: 'cuda' was asked for"
+
+
+@pytest.mark.parametrize("bundle", sorted(ONE))
+@pytest.mark.parametrize(
+    "files",
+    [("train",), ("inference",), ("train", "evaluate"), ("train", "multi_gpu_train"), ("train", "multi_gpu_train", "evaluate")],
+)  # fmt: skip
+def test_every_id_of_the_bundles_configs_has_its_line_and_no_line_is_idle(root, bundle, files):
+    content = ConfigParser.load_config_files([str(root / "bundles" / bundle / "configs" / f"{f}.json") for f in files])
+    assert set(content) - RESERVED == set(content["_desc_"])
+
+
+@pytest.mark.parametrize("bundle", sorted(ONE))
+def test_the_names_that_users_rely_on_are_there(root, bundle):
+    content = json.loads((root / "bundles" / bundle / "configs" / "train.json").read_text())
+    assert set((BOTH + " " + ONE[bundle]).split()) <= set(content)
+
+
+def test_the_command_line_ends_with_status_2_and_builds_nothing(run_bundle, tmp_path):
+    arguments = ["--output_root", tmp_path / "out", "--dataset_dir", tmp_path, "--run_name", "a", "--max_epoch=3"]
+    done = run_bundle("voco2d_pretrain", *arguments, "--train#trainer#max_epoch", "1", check=False)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("unknown override 'max_epoch': did you mean max_epochs")
+    assert "unknown override 'train#trainer#max_epoch': did you mean train#trainer#max_epochs" in last
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,202 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Clipping, the stop at a loss that is no number, logged means, early stopping, parameter groups."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from torch import nn
+
+from workflow.training import EarlyStopping, GradientClipping, LossMeans, StopAtNonFiniteLoss, parameter_groups
+
+
+def batches(number: int, poison: int | None = None) -> list[dict]:
+    generator = torch.Generator().manual_seed(4)
+    made = []
+    for i in range(number):
+        image = torch.randn(3, 5, generator=generator)
+        label = torch.randn(3, 2, generator=generator) * 10
+        made.append({"image": image, "label": label * (math.nan if i == poison else 1), "series_id": [f"s{i}"]})
+    return made
+
+
+class Squares(nn.Module):
+    """A loss that keeps its terms, as ours do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_terms: dict[str, torch.Tensor] = {}
+
+    def forward(self, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        terms = (pred - label).square().mean(dim=0)
+        self.last_terms = {"first": terms[0].detach(), "second": terms[1].detach()}
+        return terms.sum()
+
+
+def trainer(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[dict], **options: object) -> SupervisedTrainer:
+    return SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=options.pop("max_epochs", 1),
+        train_data_loader=data,
+        network=model,
+        optimizer=optimizer,
+        loss_function=options.pop("loss", Squares()),
+        decollate=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_the_accumulated_gradient_is_clipped_once_a_step(accumulation, max_norm):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 2)
+    slow = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = batches(6)
+    clipping = GradientClipping(optimizer, max_norm)
+    trainer(model, optimizer, data, accumulation_steps=accumulation, train_handlers=[clipping]).run()
+    for start in range(0, 6, accumulation):
+        group = data[start : start + accumulation]
+        slow.zero_grad()
+        loss = sum(Squares()(slow(batch["image"]), batch["label"]) for batch in group) / accumulation
+        gradients = torch.autograd.grad(loss, list(slow.parameters()))
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        assert norm > 0.5  # otherwise nothing is tested
+        factor = min(1.0, max_norm / (float(norm) + 1e-6))
+        with torch.no_grad():
+            for parameter, gradient in zip(slow.parameters(), gradients, strict=True):
+                parameter -= 0.01 * factor * gradient
+    for found, expected in zip(model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [None, 0])
+def test_no_limit_clips_nothing(max_norm):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 2)
+    plain = copy.deepcopy(model)
+    for module, handlers in ((model, True), (plain, False)):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+        trainer(module, optimizer, batches(3), train_handlers=[GradientClipping(optimizer, max_norm)] * handlers).run()
+    assert torch.equal(model.weight, plain.weight)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_the_step(bad):
+    model = nn.Linear(5, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    data = batches(4, poison=2)
+    data[2]["label"] = torch.full((3, 2), bad)
+    engine = trainer(model, optimizer, data, train_handlers=[StopAtNonFiniteLoss()])
+    with pytest.raises(FloatingPointError, match=rf"loss is {bad} at iteration 3 \(epoch 1\), series \['s2'\]"):
+        engine.run()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert all(torch.isfinite(state["exp_avg"]).all() for state in optimizer.state.values())
+
+
+def test_series_without_a_name_are_unknown():
+    engine = Engine(lambda *_: None)
+    engine.state.output = {"loss": torch.tensor(math.nan)}
+    with pytest.raises(FloatingPointError, match="series unknown"):
+        StopAtNonFiniteLoss()(engine)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_means_of_an_epoch_are_those_of_its_iterations(caplog, as_list):
+    losses = [[1.0, 5.0], [2.0, 4.0, 6.0]]
+    loss, seen = Squares(), []
+
+    def step(engine: Engine, value: float) -> object:
+        loss.last_terms = {"first": torch.tensor(value * 2)}
+        output = {"loss": torch.tensor(value, requires_grad=True)}
+        return [output] if as_list else output
+
+    engine = Engine(step)
+    LossMeans(loss).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: seen.append(dict(e.state.metrics)))
+    data = [value for epoch in losses for value in epoch]
+    with caplog.at_level(logging.INFO):
+        engine.run(data[:2], max_epochs=1)
+        engine.run(data[2:], max_epochs=1)
+    assert seen == [{"loss": 3.0, "loss_first": 6.0}, {"loss": 4.0, "loss_first": 8.0}]
+    assert "epoch 1: loss 3.0000, loss_first 6.0000" in caplog.text
+
+
+def test_the_terms_of_a_real_trainer_are_logged():
+    loss, model, values = Squares(), nn.Linear(5, 2), []
+    engine = trainer(model, torch.optim.SGD(model.parameters(), lr=0.0), batches(3), loss=loss, max_epochs=2)
+    LossMeans(loss).attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: values.append(e.state.output["loss"].item()))
+    engine.run()
+    metrics = engine.state.metrics
+    assert metrics["loss"] == pytest.approx(sum(values[3:]) / 3)
+    assert metrics["loss_first"] + metrics["loss_second"] == pytest.approx(metrics["loss"])
+
+
+def early(values: list[float], patience: int | None, start: dict | None = None) -> tuple[int, EarlyStopping]:
+    """Epochs that a trainer ran whose validation gave these values."""
+    validator, engine = Engine(lambda *_: None), Engine(lambda *_: None)
+    stopper = EarlyStopping(validator, "score", patience)
+    stopper.attach(engine)
+    stopper.load_state_dict(start or {})
+
+    def validate(trainer: Engine) -> None:
+        validator.state.metrics["score"] = values[trainer.state.epoch - 1]
+        validator.run([0])
+
+    @validator.on(Events.EPOCH_COMPLETED)
+    def measure(v: Engine) -> None:
+        v.state.metrics["score"] = values[engine.state.epoch - 1]
+
+    engine.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    engine.run([0], max_epochs=len(values))
+    return engine.state.epoch, stopper
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "epochs"),
+    [([1, 2, 1, 1, 5], 2, 4), ([1, 2, 1, 3, 1], 2, 5), ([3, 2, 1], 1, 2), ([3, 2, 1, 0], None, 4)],
+)
+def test_training_stops_when_the_metric_rises_no_more(values, patience, epochs):
+    assert early(values, patience)[0] == epochs
+
+
+def test_early_stopping_goes_on_counting_after_a_resume():
+    _, first = early([5, 1], 3)
+    state = first.state_dict()
+    assert early([1, 1, 1, 1], 3, state)[0] == 2
+    assert early([1, 1, 1, 1], None, state)[0] == 4  # the new run does not want it
+    assert early([1, 1], None)[1].state_dict() == {}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        self.head = nn.Linear(3, 1)
+
+
+def test_parameter_groups():
+    net = Net()
+    for parameter in net.backbone[0].parameters():
+        parameter.requires_grad_(False)
+    assert [(len(g["params"]), g["lr"]) for g in parameter_groups(net, 0.1)] == [(4, 0.1)]
+    groups = parameter_groups(net, 0.1, part_lr=0.01)
+    assert [g["lr"] for g in groups] == [0.1, 0.01]
+    assert [{id(p) for p in g["params"]} for g in groups] == [
+        {id(p) for p in net.head.parameters()},
+        {id(p) for p in net.backbone[1].parameters()},
+    ]
+    net.backbone.requires_grad_(False)
+    assert [(len(g["params"]), g["lr"]) for g in parameter_groups(net, 0.1, part_lr=0.01)] == [(2, 0.1)]
+    groups = parameter_groups(net, 0.1, part="head", part_lr=0.0)
+    assert [(len(g["params"]), g["lr"]) for g in groups] == [(2, 0.0)]
+    torch.optim.AdamW(groups)
