@@ -24,6 +24,8 @@ from typing import Any
 
 import pandas as pd
 
+from workflow.checkpoint import newest_checkpoint
+
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SHARE = 1 / 3
 # Fewer page faults: without this glibc hands every large tensor's memory back and fetches it again at the next step.
@@ -31,11 +33,13 @@ MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MA
 
 SMALL = {"backbone_name": "test_efficientnet", "volume_size": [96, 96, 28], "num_workers": 2, "device": "cpu"}
 PRETRAIN = {
-    **SMALL, "crop_size": [32, 32], "num_slices": 8, "hidden_size": 256, "batch_size": 6, "max_epochs": 4,
-    "learning_rate": 0.002, "warmup_fraction": 0.1, "ema_momentum": 0.9, "val_interval": 4,
+    **SMALL, "crop_size": [32, 32], "num_slices": 8, "hidden_size": 256, "batch_size": 6, "max_epochs": 3,
+    "learning_rate": 0.002, "warmup_fraction": 0.1, "ema_momentum": 0.9, "val_interval": 3,
 }  # fmt: skip
 NETWORK = {**SMALL, "image_size": [96, 96], "num_slices": 20, "hidden_size": 64}
-FINE_TUNE = {**NETWORK, "batch_size": 8, "max_epochs": 6, "learning_rate": 0.002, "dropout": 0.1, "val_interval": 2}
+FINE_TUNE = {
+    **NETWORK, "batch_size": 8, "max_epochs": 8, "learning_rate": 0.003, "dropout": 0.1, "augment_prob": 0, "val_interval": 2,
+}  # fmt: skip
 
 
 class Demo:
@@ -126,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out/demo"), help="folder of the demo; an older one is replaced"
     )
-    parser.add_argument("--patients", type=int, default=330, help="synthetic patients; a third is kept for the test")
+    parser.add_argument("--patients", type=int, default=450, help="synthetic patients; a third is kept for the test")
     parser.add_argument("--seed", type=int, default=0, help="of data and training")
     parser.add_argument("--max_epochs", type=int, help="epochs of both trainings, to try it faster")
     args = parser.parse_args(argv)
@@ -135,11 +139,11 @@ def main(argv: list[str] | None = None) -> None:
     demo = Demo(out)
     epochs = {} if args.max_epochs is None else {"max_epochs": args.max_epochs, "val_interval": 1}
     demo.command("data", "-m", "demo.dataset", demo.data, "--patients", args.patients, "--seed", args.seed,
-                 "--size", 128, "--slices", 30, "--workers", 2, "--overwrite")  # fmt: skip
+                 "--size", 96, "--slices", 28, "--workers", 2, "--overwrite")  # fmt: skip
     data = {"dataset_dir": demo.data, "folds_file": split(demo.data, args.seed), "seed": args.seed}
     voco, rsna = "voco2d_pretrain", "rsna_cnn_lstm"
     demo.bundle("pretrain", voco, "pretrain", ["train.json"], **data, **{**PRETRAIN, **epochs})
-    newest = max((demo.runs / "pretrain" / "checkpoints").glob("*.pt"), key=lambda p: int(p.stem.split("_")[1]))
+    newest = newest_checkpoint(demo.runs / "pretrain" / "checkpoints")
     measured = ["train.json", "evaluate.json"]
     demo.bundle("probe", voco, "health", measured, **data, **PRETRAIN, part="test", checkpoint=newest)
     demo.bundle("probe", voco, "health_untrained", measured, **data, **PRETRAIN, part="test")

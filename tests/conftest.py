@@ -45,10 +45,10 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthetic RSNA tree: 24 patients, made by the demo's generator."""
-    from demo.dataset import write_dataset
+    from demo.dataset import Options, write_dataset
 
     folder = tmp_path_factory.mktemp("phantoms") / "rsna"
-    write_dataset(folder, patients=24, seed=7, size=96, slices=24, workers=2)
+    write_dataset(folder, patients=24, seed=7, options=Options(size=96, slices=24), workers=2, progress=False)
     return folder
 
 
@@ -62,11 +62,22 @@ def run_bundle() -> Callable[..., subprocess.CompletedProcess[str]]:
         cwd = folder if cwd is None else cwd
         prefix = Path("configs") if cwd == folder else folder / "configs"
         files = [str(prefix / name) for name in configs]
-        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files[0] if len(files) == 1 else str(files)]
+        command = [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "--config_file",
+            files[0] if len(files) == 1 else str(files),
+        ]
         if cwd != folder:
             command += ["--bundle_root", str(folder)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        environment.update(OMP_NUM_THREADS="2", COVERAGE_PROCESS_START=str(ROOT / "pyproject.toml"))
+        environment.update(
+            OMP_NUM_THREADS="2",
+            COVERAGE_PROCESS_START=str(ROOT / "pyproject.toml"),
+            COVERAGE_FILE=str(ROOT / ".coverage"),
+        )
         done = subprocess.run(
             [*command, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
         )

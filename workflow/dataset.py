@@ -134,7 +134,7 @@ class SlabDataset(Dataset):
         listing = "\n".join(f"  {path}: {error}" for path, error in self.failed)
         message = f"{len(self.failed)} of {len(self.data)} series cannot be used:\n{listing}"
         if not self.skip_failed or len(self.failed) == len(self.data):
-            raise PreparationError(f"{message}\n(--skip_failed true goes on without them)")
+            raise PreparationError(f"{message}\n(--skip_failed True goes on without them)")
         logger.warning(message)
         bad = {path for path, _ in self.failed}
         self.data = [item for item in self.data if item[self.key] not in bad]

@@ -8,7 +8,7 @@ __all__ = ["root_cause"]
 
 
 def root_cause(error: BaseException) -> str:
-    """The error at the bottom: MONAI wraps each error of a transform or a config expression in a RuntimeError."""
-    while error.__cause__ is not None:
+    """The error under MONAI's wrapping: it raises a RuntimeError from each error of a transform or a config expression."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow
@@ -28,7 +28,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .errors import root_cause
 
-__all__ = ["UnknownOverride", "check_overrides", "running_config"]
+__all__ = ["RefusedValue", "UnknownOverride", "check_overrides", "running_config"]
 
 # arguments of `python -m monai.bundle run` itself; the rest overrides the config
 RUN_ARGUMENTS = (
@@ -37,13 +37,23 @@ RUN_ARGUMENTS = (
 RESERVED = {"_desc_", "_meta_"}
 
 
-class UnknownOverride(SystemExit):
+class RefusedValue(SystemExit):
     """Ends the process with status 2; `str()` gives the message. (SystemExit: MONAI wraps any other exception.)"""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        super().__init__(2)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UnknownOverride(RefusedValue):
+    """Overrides that the config does not know, each with near misses."""
 
     def __init__(self, unknown: Sequence[str], known: Iterable[str]) -> None:
         names = sorted(known)
-        self.message = "; ".join(self._explain(name, names) for name in unknown)
-        super().__init__(2)
+        super().__init__("; ".join(self._explain(name, names) for name in unknown))
 
     @staticmethod
     def _explain(name: str, known: list[str]) -> str:
@@ -52,9 +62,6 @@ class UnknownOverride(SystemExit):
         near += [k for k in known if k not in near and k.rsplit("#", 1)[-1] == leaf][: 4 - len(near)]
         hint = f"did you mean {', '.join(near)}?" if near else "see _desc_ in the config for the names it knows"
         return f"unknown override '{name}': {hint}"
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def running_config() -> dict[str, Any] | None:
@@ -142,8 +149,22 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
         known |= set(_ids({key: value for key, value in content.items() if key not in RESERVED}))
         overrides = [_normalise(name) for name in pairs if name not in RUN_ARGUMENTS]
         unknown += [name for name in overrides if name not in known and name not in unknown and "#" in name]
+        _refuse_lost_values({name: pairs[name] for name in pairs if name not in RUN_ARGUMENTS})
     if unknown:
-        error = UnknownOverride(unknown, known)
-        sys.stdout.flush()
-        sys.stderr.write(f"{error}\n")
-        raise error
+        _stop(UnknownOverride(unknown, known))
+
+
+def _refuse_lost_values(pairs: Mapping[str, Any]) -> None:
+    """Values that would not arrive: MONAI drops a None, and Fire leaves ``null``, ``true`` and ``false`` as (true) strings."""
+    for name, value in pairs.items():
+        if value is None or value == "null":
+            _stop(RefusedValue(f"--{name} {value}: null cannot be given here; put it into a JSON file named last in "
+                               "--config_file"))  # fmt: skip
+        if value in ("true", "false"):
+            _stop(RefusedValue(f"--{name} {value}: a string here; write {str(value).capitalize()}"))
+
+
+def _stop(error: RefusedValue) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.write(f"{error}\n")
+    raise error

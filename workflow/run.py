@@ -131,7 +131,7 @@ class RunFolder:
     def file(self, name: str) -> str:
         return str(self.path / name)
 
-    def start(self, *, seed: int | None = 0, main_process: bool = True) -> None:
+    def start(self, *, seed: int = 0, main_process: bool = True) -> None:
         """Create the folder, write the executed config, log to ``log.txt`` too and seed every random generator.
 
         Raises:
@@ -146,8 +146,9 @@ class RunFolder:
             )
         if main_process and self.resume == "latest" and not occupied:
             raise FileNotFoundError(f"resume: {self.path} holds no run to go on with")
-        if seed is not None:
-            set_determinism(seed=seed)
+        if not isinstance(seed, int):
+            raise ValueError(f"seed: expected an integer, got {seed!r} (folds, order and crops are functions of it)")
+        set_determinism(seed=seed)
         if main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             self._log_to_file()
@@ -156,7 +157,7 @@ class RunFolder:
             self._write_manifest(result="started")
             logger.info("run folder: %s", self.path)
 
-    def finish(self, failed: Sequence[tuple[str, str]] = (), *, main_process: bool = True) -> None:
+    def finish(self, failed: Sequence[tuple[str, str]] = (), main_process: bool = True) -> None:
         """Complete the manifest; list the series that failed in ``failed.csv``.
 
         Args:

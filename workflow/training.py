@@ -17,7 +17,14 @@ from monai.utils import CommonKeys
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["EarlyStopping", "GradientClipping", "LossMeans", "StopAtNonFiniteLoss", "parameter_groups"]
+__all__ = [
+    "EarlyStopping",
+    "GradientClipping",
+    "LossMeans",
+    "StopAtNonFiniteLoss",
+    "parameter_groups",
+    "shared_handler",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +71,11 @@ class StopAtNonFiniteLoss:
                 f"the loss is {loss.item()} at iteration {engine.state.iteration} (epoch {engine.state.epoch}), "
                 f"series {series}"
             )
+
+
+def shared_handler(handler: Any) -> Any:
+    """A handler that the config refers to in two places: MONAI wants every item of a list of handlers to be a component."""
+    return handler
 
 
 class EarlyStopping:

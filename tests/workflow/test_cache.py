@@ -78,7 +78,7 @@ def test_slabs_are_slice_major_and_writing_to_them_reaches_no_file(cache, item):
     cache.load(item)
     volume = cache.load(item)
     assert volume.shape == (1, 5, 4, 3)
-    assert volume.as_tensor().permute(3, 0, 2, 1).is_contiguous()
+    assert volume.as_tensor().permute(3, 0, 1, 2).is_contiguous()
     before = volume.as_tensor().clone()
     volume.as_tensor().zero_()
     assert torch.equal(cache.load(item).as_tensor(), before)
@@ -137,7 +137,7 @@ def test_a_damaged_slab_is_made_again(cache, item, damage, caplog):
     elif damage == "other shape":
         np.save(npy, np.zeros((3, 1, 4, 4), dtype=np.uint8))
     else:
-        sidecar.write_text(json.dumps({"shape": [3, 1, 4, 5]}))
+        sidecar.write_text(json.dumps({"shape": [3, 1, 5, 4]}))
     with caplog.at_level(logging.WARNING):
         again = cache.load(item)
     assert len(calls) == 2

@@ -45,10 +45,14 @@ class Cnn(nn.Module):
 
 
 class Crops(Dataset):
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
     def __len__(self) -> int:
         return ITEMS
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        self.seen.append(number)
         generator = torch.Generator().manual_seed(number)
         base = torch.randint(0, 256, (2, 2, 2, 1, 6, 6), dtype=torch.uint8, generator=generator)
         overlap = torch.rand(2, 4, generator=generator)
@@ -63,7 +67,8 @@ def run(
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
     sampler = EpochSampler(ITEMS, seed=1)
-    loader = DataLoader(Crops(), batch_size=BATCH, sampler=sampler, collate_fn=collate_plain)
+    crops = Crops()
+    loader = DataLoader(crops, batch_size=BATCH, sampler=sampler, collate_fn=collate_plain)
     voco = VoCoNetwork(Cnn(), hidden=8, out=8, average=MomentumAverage((0.5, 0.9), total * len(loader)))
     optimizer = torch.optim.AdamW(voco.student.parameters(), lr=0.01, amsgrad=True)
     scheduler = WarmupCosineSchedule(optimizer, warmup_steps=3, t_total=total * len(loader))
@@ -95,6 +100,7 @@ def run(
         "random": [torch.rand(3), np.random.rand(3), random.random()],  # noqa: NPY002
         "iteration": trainer.state.iteration,
         "losses": losses,
+        "seen": crops.seen,
     }
     return after, trainer
 
@@ -130,10 +136,13 @@ def test_two_epochs_and_two_more_equal_four_bit_for_bit(tmp_path, whole, how):
     found, trainer = run(tmp_path, EPOCHS, resume=resume, seed=99)  # another seed: all comes from the checkpoint
     assert first["losses"] == expected["losses"][:8]
     assert found["losses"] == expected["losses"][8:]
+    assert [number // ITEMS for number in expected["seen"]] == [epoch for epoch in range(EPOCHS) for _ in range(ITEMS)]
+    assert found["seen"] == expected["seen"][2 * ITEMS :]
     assert found["iteration"] == EPOCHS * 4
     assert trainer.state.max_epochs == EPOCHS
     assert int(found["network"]["teacher.n_averaged"]) == 1 + EPOCHS * 4
-    assert_same({k: v for k, v in found.items() if k != "losses"}, {k: v for k, v in expected.items() if k != "losses"})
+    for part in ("network", "optimizer", "scheduler", "random"):
+        assert_same(found[part], expected[part], part)
 
 
 def test_without_the_checkpoint_it_would_differ(whole):
@@ -163,7 +172,7 @@ def test_the_newest_checkpoint_is_that_of_the_highest_iteration(tmp_path):
     for name in ("checkpoint_9.pt", "checkpoint_100.pt", "checkpoint_20.pt", "model.pt"):
         (tmp_path / name).touch()
     assert newest_checkpoint(tmp_path).name == "checkpoint_100.pt"
-    with pytest.raises(FileNotFoundError, match="resume: no checkpoint in .*none"):
+    with pytest.raises(FileNotFoundError, match=r"resume: no checkpoint in .*none"):
         newest_checkpoint(tmp_path / "none")
 
 

@@ -191,7 +191,9 @@ def test_no_patient_is_in_two_parts_of_a_fold_file(tmp_path_factory, folds):
     items = items_of([f"{i:03d}" for i in range(len(folds)) for _ in range(2)])
     for fold in (0, 1):
         found = {
-            part: {i["patient_id"] for i in select_part(items, part, folds_file=path, fold=fold, val_fraction=0, seed=0)}
+            part: {
+                i["patient_id"] for i in select_part(items, part, folds_file=path, fold=fold, val_fraction=0, seed=0)
+            }
             for part in PARTS
         }
         expected = {part: set() for part in PARTS}
@@ -249,8 +251,8 @@ def test_a_datalist_with_its_own_parts_is_taken_at_its_word(datalist):
     datalist.write_text(json.dumps({**content, "validation": ["data/e.nii.gz"]}))
     assert len(unlabelled_datalist(None, str(datalist), part="training", val_fraction=0.5)) == 2
     assert [i["series_id"] for i in unlabelled_datalist(None, str(datalist), part="validation")] == ["data/e.nii.gz"]
+    datalist.write_text(json.dumps({"training": [], "validation": []}))
     with pytest.raises(DatalistError, match="expected a list under 'test'"):
-        datalist.write_text(json.dumps({"training": [], "validation": []}))
         unlabelled_datalist(None, str(datalist), part="test")
 
 
@@ -264,4 +266,9 @@ def test_a_folder_is_searched_where_there_is_no_datalist(mixed):
 
 def test_the_mixed_sources_of_the_project_are_found(data_dir):
     found = [Path(item["image"]).name for item in find_series(data_dir, exclude=["*organs*"])]
-    assert found == ["acrin_flt_breast_001.nii.gz", "cptac_pda_c3l_00189.nii.gz", "lidc_idri_0001.nii.gz", "crlm_ct_1004"]
+    assert found == [
+        "acrin_flt_breast_001.nii.gz",
+        "cptac_pda_c3l_00189.nii.gz",
+        "lidc_idri_0001.nii.gz",
+        "crlm_ct_1004",
+    ]

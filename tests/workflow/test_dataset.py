@@ -30,7 +30,10 @@ class Read(MapTransform):
         text = Path(data["image"]).read_text()
         if not text.isdigit():
             raise SeriesError(f"{data['image']}: expected a number, found {text}")
-        return {**data, "image": MetaTensor(torch.full((1, 4, 4, 3), int(text), dtype=torch.uint8), affine=torch.eye(4))}
+        return {
+            **data,
+            "image": MetaTensor(torch.full((1, 4, 4, 3), int(text), dtype=torch.uint8), affine=torch.eye(4)),
+        }
 
 
 @pytest.fixture

@@ -34,7 +34,13 @@ def step(module: nn.Module, plain: nn.Module, numbers: list[int]) -> dict[str, t
 
 def process(rank: int, folder: str, port: int) -> None:
     """What torchrun starts."""
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": RANKS,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
     group = ProcessGroup(backend="gloo", device="cpu")

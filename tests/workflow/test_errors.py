@@ -28,3 +28,10 @@ def test_the_cause_of_all_layers_is_named(depth):
 
 def test_an_error_without_cause_is_its_own():
     assert root_cause(ValueError("x is 3")) == "ValueError: x is 3"
+
+
+def test_an_error_that_explains_its_cause_is_not_gone_behind():
+    error = RuntimeError("applying transform")
+    error.__cause__ = ValueError("folds.csv: has no column fold")
+    error.__cause__.__cause__ = KeyError("fold")
+    assert root_cause(error) == "ValueError: folds.csv: has no column fold"

@@ -36,11 +36,15 @@ CONFIG = {
 }
 CONFIG["_desc_"]["marker"] = ""
 # overridable names of the specification
-BOTH = """bundle_root dataset_dir datalist output_root run_name cache_dir seed device amp max_epochs batch_size num_workers
-learning_rate val_interval resume backbone_name backbone_kwargs grad_clip accumulation_steps num_slices window"""
+BOTH = """
+    bundle_root dataset_dir datalist output_root run_name cache_dir seed device amp max_epochs batch_size num_workers
+    learning_rate val_interval resume backbone_name backbone_kwargs grad_clip accumulation_steps num_slices window
+"""
 ONE = {
     "voco2d_pretrain": "grid_size crop_size num_random_crops voco_form ema_momentum",
-    "rsna_cnn_lstm": "pretrained_path backbone_lr early_stopping freeze_blocks rnn_type hidden_size image_size folds_file fold",
+    "rsna_cnn_lstm": """
+        pretrained_path backbone_lr early_stopping freeze_blocks rnn_type hidden_size image_size folds_file fold
+    """,
 }
 
 
@@ -161,7 +165,10 @@ def test_another_programs_command_line_is_left_alone():
 
 
 def test_command_line_is_read_as_fire_does():
-    argv = "monai run --a 1 --b=[1,2] --flag --c -3 --d-e x --g None positional -s 0.5 --last".split()
+    argv = [
+        "monai", "run", "--a", "1", "--b=[1,2]", "--flag", "--c", "-3", "--d-e", "x", "--g", "None", "positional",
+        "-s", "0.5", "--last",
+    ]  # fmt: skip
     expected = {"a": 1, "b": [1, 2], "flag": "True", "c": -3, "d_e": "x", "g": None, "s": 0.5, "last": "True"}
     found = command_line(argv)
     assert {name: str(value) for name, value in found.items()} == {n: str(v) for n, v in expected.items()}
@@ -174,13 +181,22 @@ def test_the_last_line_names_the_cause(capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "error: ValueError: device: 'cuda' was asked for"
 
 
-@pytest.mark.parametrize("bundle", sorted(ONE))
-@pytest.mark.parametrize(
-    "files",
-    [("train",), ("inference",), ("train", "evaluate"), ("train", "multi_gpu_train"), ("train", "multi_gpu_train", "evaluate")],
-)  # fmt: skip
-def test_every_id_of_the_bundles_configs_has_its_line_and_no_line_is_idle(root, bundle, files):
-    content = ConfigParser.load_config_files([str(root / "bundles" / bundle / "configs" / f"{f}.json") for f in files])
+BUNDLES = Path(__file__).parents[2] / "bundles"
+ALONE, NO_CONFIG = {"train", "inference"}, {"metadata", "labels"}  # the others change train.json
+
+
+def config_files() -> list[tuple[str, ...]]:
+    found = [(path.parents[1].name, path.stem) for path in sorted(BUNDLES.glob("*/configs/*.json"))]
+    chosen = [
+        (bundle, name) if name in ALONE else (bundle, "train", name) for bundle, name in found if name not in NO_CONFIG
+    ]
+    return chosen + [(bundle, "train", "multi_gpu_train", "evaluate") for bundle in sorted(ONE)]
+
+
+@pytest.mark.parametrize("files", config_files(), ids="-".join)
+def test_every_id_of_the_bundles_configs_has_its_line_and_no_line_is_idle(files):
+    bundle, *names = files
+    content = ConfigParser.load_config_files([str(BUNDLES / bundle / "configs" / f"{name}.json") for name in names])
     assert set(content) - RESERVED == set(content["_desc_"])
 
 

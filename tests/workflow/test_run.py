@@ -144,7 +144,10 @@ def test_failed_series_are_listed_and_end_with_status_1(tmp_path):
         run.finish([("/data/7, left", "SeriesError: a slice is missing"), ("/data/8", 'ValueError: "x"')])
     assert caught.value.code == 1
     table = pd.read_csv(run.path / "failed.csv")
-    assert table.values.tolist() == [["/data/7, left", "SeriesError: a slice is missing"], ["/data/8", 'ValueError: "x"']]
+    assert table.values.tolist() == [
+        ["/data/7, left", "SeriesError: a slice is missing"],
+        ["/data/8", 'ValueError: "x"'],
+    ]
     assert json.loads((run.path / "run.json").read_text())["result"] == "completed, 2 series failed"
     assert "2 series failed" in (run.path / "log.txt").read_text()
 
@@ -181,9 +184,8 @@ def test_cuda_is_taken_where_present(monkeypatch, caplog):
 
 def test_mixed_precision_is_for_gpus():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [use_amp(None, cpu), use_amp(False, cpu), use_amp(None, cuda), use_amp(False, cuda), use_amp(True, cuda)] == [
-        False, False, True, False, True,
-    ]  # fmt: skip
+    cases = [(None, cpu), (False, cpu), (None, cuda), (False, cuda), (True, cuda)]
+    assert [use_amp(*case) for case in cases] == [False, False, True, False, True]
     with pytest.raises(ValueError, match="amp: mixed precision needs a CUDA device, the device is cpu"):
         use_amp(True, cpu)
 

@@ -40,7 +40,9 @@ class Squares(nn.Module):
         return terms.sum()
 
 
-def trainer(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[dict], **options: object) -> SupervisedTrainer:
+def trainer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: list[dict], **options: object
+) -> SupervisedTrainer:
     return SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=options.pop("max_epochs", 1),

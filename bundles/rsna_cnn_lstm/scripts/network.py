@@ -28,6 +28,7 @@ class CNNLSTM(nn.Module):
         hidden_size: of one direction.
         num_layers: of the recurrent network.
         slice_pool: how slices become a series: ``max``, ``mean`` or ``attention``.
+        normalise: BN of the features before the recurrent network (not in the published network; see `benchmarks`).
         dropout: before the head.
         freeze: see `freeze_blocks`.
     """
@@ -41,6 +42,7 @@ class CNNLSTM(nn.Module):
         hidden_size: int = 128,
         num_layers: int = 1,
         slice_pool: str = "max",
+        normalise: bool = True,
         dropout: float = 0.3,
         freeze: int | str = 0,
     ) -> None:
@@ -50,6 +52,8 @@ class CNNLSTM(nn.Module):
         if slice_pool not in SLICE_POOLS:
             raise ValueError(f"slice_pool: expected one of {SLICE_POOLS}, got {slice_pool!r}")
         self.backbone = backbone
+        # features that are not of unit scale keep the gates saturated, and nothing is learnt for many epochs
+        self.norm = nn.BatchNorm1d(backbone.num_features) if normalise else nn.Identity()
         self.rnn = RNNS[rnn_type](
             backbone.num_features, hidden_size, num_layers=num_layers, batch_first=True, bidirectional=True
         )
@@ -62,7 +66,7 @@ class CNNLSTM(nn.Module):
     def slice_states(self, x: Tensor) -> Tensor:
         """[B, C, H, W, S] -> states of the recurrent network, [B, S, 2 * hidden]."""
         slices = x.permute(0, 4, 1, 2, 3).flatten(0, 1)  # (B*S, C, H, W)
-        features = self.backbone(slices)
+        features = self.norm(self.backbone(slices))
         return self.rnn(features.view(x.shape[0], x.shape[4], -1))[0]
 
     @torch.jit.export

@@ -58,15 +58,14 @@ class EmbeddingWriter:
 
     def __call__(self, engine: Engine) -> None:
         (self.folder / "embeddings").mkdir(parents=True, exist_ok=True)
-        batch = engine.state.batch
-        for i, output in enumerate(engine.state.output):
-            if batch["failed"][i]:
-                self.failed.append((batch["source"][i], batch["failed"][i]))
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):  # decollated: lists of dicts
+            if item["failed"]:
+                self.failed.append((item["source"], item["failed"]))
                 continue
             features = output[CommonKeys.PRED].float().cpu().numpy()
             name = f"embeddings/{len(self.rows) + 1:05d}.npz"
             np.savez_compressed(self.folder / name, slices=features, volume=features.mean(axis=0))
-            self.rows.append({"file": name, "image": batch["source"][i], "slices": len(features)})
+            self.rows.append({"file": name, "image": item["source"], "slices": len(features)})
 
     def _write_index(self, engine: Engine) -> None:
         temporary = self.folder / "embeddings.csv.tmp"

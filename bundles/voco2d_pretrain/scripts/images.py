@@ -30,7 +30,7 @@ def crops_figure(random_crops: Tensor, base_crops: Tensor, overlap: Tensor) -> F
     base = base_crops[:, :, middle, 0].cpu().numpy()  # (gy, gx, h, w)
     rows, columns, height, width = base.shape
     whole = base.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
-    figure = Figure(figsize=(3.2 * (1 + len(random_crops)), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * (1 + len(random_crops)), 4.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(random_crops), squeeze=False)[0]
     axes[0].imshow(upright(whole), cmap="gray", interpolation="nearest")
     axes[0].set_title("base crops")

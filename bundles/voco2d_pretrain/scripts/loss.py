@@ -16,6 +16,20 @@ EPS = 1e-6
 FORMS = ("v1", "v2")
 
 
+class _SoftClamp(torch.autograd.Function):
+    """``clamp(x, 0, 1)`` whose gradient also reaches an x below 0, but only to raise it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient.masked_fill((x < 0.0) & (gradient > 0.0), 0.0)
+
+
 def position_terms(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Positive and negative part of the position loss (method: CE), over the last two dimensions.
 
@@ -23,9 +37,11 @@ def position_terms(labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         labels: overlaps y in [0, 1], [..., R, K].
-        logits: similarities l in [0, 1], the same shape.
+        logits: similarities l in [-1, 1], the same shape. Where l < y - 1 the logarithm is that of eps: the published
+            formula has none there.
     """
-    positive = -(labels * torch.log(1.0 - (labels - logits).abs() + EPS)).sum(dim=(-2, -1))
+    agreement = _SoftClamp.apply(1.0 - (labels - logits).abs())
+    positive = -(labels * torch.log(agreement + EPS)).sum(dim=(-2, -1))
     empty = (labels == 0).to(logits.dtype)
     negative = (empty * logits.square()).sum(dim=(-2, -1))
     return positive / (labels.sum(dim=(-2, -1)) + EPS), negative / (empty.sum(dim=(-2, -1)) + EPS)
@@ -35,21 +51,6 @@ def position_loss(labels: Tensor, logits: Tensor) -> Tensor:
     """Sum of `position_terms`, one value a volume."""
     positive, negative = position_terms(labels, logits)
     return positive + negative
-
-
-class _SoftClamp(torch.autograd.Function):
-    """``clamp(cos, 0, 1)`` whose gradient also reaches a cosine below 0, but only to raise it: in form v1 the other
-    cosine of the mean may be too large, which is no reason to lower this one further."""
-
-    @staticmethod
-    def forward(ctx: Any, cosines: Tensor) -> Tensor:
-        ctx.save_for_backward(cosines)
-        return cosines.clamp(0.0, 1.0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (cosines,) = ctx.saved_tensors
-        return gradient.masked_fill((cosines < 0.0) & (gradient > 0.0), 0.0)
 
 
 class VoCoLoss(nn.Module):
@@ -62,15 +63,16 @@ class VoCoLoss(nn.Module):
         ``inter = CE(cos(t_b^r, t_b'^k), cos(s_b^r, s_b'^k))`` with ``b' = b + 1 mod B``. A batch of one volume has no
         partner: its inter term is 0.
     form ``v1`` (VoCo, CVPR)
-        ``l = (cos(s^r, t^k) + cos(t^r, s^k)) / 2``, each cosine clamped, terms ``pos`` and ``neg`` of CE(y, l).
+        ``l = (cos(s^r, t^k) + cos(t^r, s^k)) / 2``, terms ``pos`` and ``neg`` of CE(y, l).
     both
         ``reg = mean over pairs i < j of relu(cos(s^i, s^j))^2`` over base crops.
 
     Args:
         form: ``v1`` or ``v2``.
         weights: of the terms by name (``intra``, ``inter``, ``reg``, ``pos``, ``neg``), default 1 each.
-        clamp: ``hard`` as published, ``clamp(cos, 0, 1)``, which gives no gradient to a positive pair with cos < 0;
-            ``soft`` (the default) has the same values and lets the gradient through where it would raise such a cosine.
+        clamp: of form v2, ``hard`` as published, ``clamp(cos, 0, 1)``, which gives no gradient to a positive pair with
+            cos < 0; ``soft`` (the default) has the same values and lets the gradient through where it would raise such
+            a cosine. Of form v1, ``soft`` takes l as it is, as published; ``hard`` is the relu of 3D VoCo's code.
         symmetric_reg: the regulariser's gradient flows to both crops of a pair (the default); False detaches the
             second, as published, which leaves the last base crop without any. The value is the same.
     """
@@ -107,16 +109,11 @@ class VoCoLoss(nn.Module):
             labels: overlaps, [B, R, K].
         """
         number = labels.shape[1]
-        # half precision is too coarse for log(1 - |y - l|)
-        student = normalize(embeddings["student"].float(), dim=-1)
-        teacher = normalize(embeddings["teacher"].detach().float(), dim=-1)
-        labels = labels.float()
-        if embeddings["student"].dtype == torch.float64:  # golden values and gradient checks
-            student, teacher = (
-                normalize(embeddings["student"], dim=-1),
-                normalize(embeddings["teacher"].detach(), dim=-1),
-            )
-            labels = labels.double()
+        # half precision is too coarse for log(1 - |y - l|); float64 is for golden values and gradient checks
+        dtype = torch.promote_types(embeddings["student"].dtype, torch.float32)
+        student = normalize(embeddings["student"].to(dtype), dim=-1)
+        teacher = normalize(embeddings["teacher"].detach().to(dtype), dim=-1)
+        labels = labels.to(dtype)
         if student.shape[1] != number + labels.shape[2]:
             raise ValueError(
                 f"labels are of {number} random and {labels.shape[2]} base crops, found {student.shape[1]} embeddings"
@@ -125,7 +122,8 @@ class VoCoLoss(nn.Module):
         random_t, base_t = teacher[:, :number], teacher[:, number:]
         cross = random_s @ base_t.mT  # (B, R, K)
         if self.form == "v1":
-            positive, negative = position_terms(labels, (self._limit(cross) + self._limit(random_t @ base_s.mT)) / 2)
+            similarity = (cross + random_t @ base_s.mT) / 2
+            positive, negative = position_terms(labels, relu(similarity) if self.clamp == "hard" else similarity)
             return {"pos": positive.mean(), "neg": negative.mean(), "reg": self._regularisation(base_s)}
         inter = cross.new_zeros(())
         if len(labels) > 1:
@@ -142,6 +140,8 @@ class VoCoLoss(nn.Module):
 
     def forward(self, embeddings: dict[str, Tensor], labels: Tensor) -> Tensor:
         """Weighted sum of the terms; the detached terms stay in ``last_terms`` for the log."""
-        terms = self.terms(embeddings, labels)
+        # autocast would compute the cosines in half precision again
+        with torch.autocast(labels.device.type, enabled=False):
+            terms = self.terms(embeddings, labels)
         self.last_terms = {name: value.detach() for name, value in terms.items()}
         return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()

@@ -1,0 +1,90 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo claims, on synthetic data: the classifier learns, from the labels and from nothing else; and pretraining
+learns positions without collapse, on phantoms and on real CT, over three seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from demo import run as demo_run
+
+pytestmark = pytest.mark.slow
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> demo_run.Demo:
+    """The whole demo, as `make demo` runs it."""
+    out = tmp_path_factory.mktemp("demo")
+    demo_run.main(["--out", str(out)])
+    return demo_run.Demo(out)
+
+
+def difference(folder: Path) -> dict[str, float]:
+    """Score minus that of predicting the class frequencies, with its 95 % interval; negative is better."""
+    result = json.loads((folder / "metrics.json").read_text())
+    assert result["patients"] >= 100
+    return result["baseline"]["score_difference"]
+
+
+def test_the_classifier_beats_the_class_frequencies(finished):
+    """Over patients that no training saw: the whole interval lies on the better side."""
+    assert difference(finished.runs / "evaluation")["high"] < 0
+
+
+def test_with_shuffled_labels_it_does_not(finished):
+    """The same training on labels dealt out anew among the patients: what it learns then is nothing about injuries."""
+    data = finished.out / "shuffled"
+    data.mkdir()
+    for name in ("train_images", "train_series_meta.csv"):
+        (data / name).symlink_to(finished.data / name)
+    labels = pd.read_csv(finished.data / "train.csv")
+    folds = pd.read_csv(finished.out / "folds.csv", dtype=str)
+    trained = labels["patient_id"].astype(str).isin(folds.loc[folds["fold"] != "test", "patient_id"])
+    columns = labels.columns.drop("patient_id")
+    labels.loc[trained, columns] = labels.loc[trained, columns].sample(frac=1, random_state=0).to_numpy()
+    labels.to_csv(data / "train.csv", index=False)
+    common = {"dataset_dir": data, "folds_file": finished.out / "folds.csv", "seed": 0}
+    pretrained = finished.runs / "pretrain" / "model.pt"
+    finished.bundle("shuffled", "rsna_cnn_lstm", "shuffled", ["train.json"], **common, **demo_run.FINE_TUNE,
+                    pretrained_path=pretrained)  # fmt: skip
+    finished.bundle("shuffled", "rsna_cnn_lstm", "shuffled_evaluation", ["train.json", "evaluate.json"], **common,
+                    **demo_run.NETWORK, part="test", weights=finished.runs / "shuffled" / "model.pt")  # fmt: skip
+    assert difference(finished.runs / "shuffled_evaluation")["high"] > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pretraining_on_phantoms_learns_positions_without_collapse(finished, seed):
+    """On the demo's test patients, for the demo's time."""
+    common = {**demo_run.PRETRAIN, "dataset_dir": finished.data, "folds_file": finished.out / "folds.csv", "seed": seed}
+    trained, untrained = pretrain_and_probe(finished, f"phantoms{seed}", common, part="test")
+    assert trained["position_accuracy"] > untrained["position_accuracy"] + 0.2
+    assert trained["embedding_spread"] > 0.5
+    assert trained["slice_height_error"] < untrained["slice_height_error"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_twenty_steps_on_real_ct_learn_positions_without_collapse(finished, data_dir, seed):
+    """Real series in the project, one left out in turn of the seed."""
+    common = {**demo_run.PRETRAIN, "dataset_dir": data_dir, "exclude": ["*organs*"], "val_fraction": 0.25, "seed": seed,
+              "batch_size": 3, "max_epochs": 20, "num_slices": 8}  # fmt: skip
+    trained, untrained = pretrain_and_probe(finished, f"real{seed}", common, part="validation")
+    assert trained["position_accuracy"] > untrained["position_accuracy"]
+    assert trained["embedding_spread"] > 0.2
+
+
+def pretrain_and_probe(
+    demo: demo_run.Demo, name: str, overrides: dict, part: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Health figures of a pretrained network and of the untrained one of the same seed."""
+    voco, measured = "voco2d_pretrain", ["train.json", "evaluate.json"]
+    demo.bundle(name, voco, name, ["train.json"], **overrides)
+    newest = demo_run.newest_checkpoint(demo.runs / name / "checkpoints")
+    demo.bundle(name, voco, f"{name}_health", measured, **overrides, part=part, checkpoint=newest)
+    demo.bundle(name, voco, f"{name}_untrained", measured, **overrides, part=part)
+    return demo_run.health(demo.runs / f"{name}_health"), demo_run.health(demo.runs / f"{name}_untrained")
