@@ -5,6 +5,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
+# one thread a process: tests start several processes, and two cores are soon oversubscribed
+test test-all: export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-all lint format clean
 

@@ -38,7 +38,8 @@ PRETRAIN = {
 }  # fmt: skip
 NETWORK = {**SMALL, "image_size": [96, 96], "num_slices": 20, "hidden_size": 64}
 FINE_TUNE = {
-    **NETWORK, "batch_size": 8, "max_epochs": 8, "learning_rate": 0.003, "dropout": 0.1, "augment_prob": 0, "val_interval": 2,
+    **NETWORK, "batch_size": 8, "max_epochs": 8, "learning_rate": 0.003, "dropout": 0.1, "augment_prob": 0,
+    "val_interval": 2,
 }  # fmt: skip
 
 
@@ -99,7 +100,8 @@ def table(demo: Demo) -> str:
     trained, untrained = health(demo.runs / "health"), health(demo.runs / "health_untrained")
     baseline = result["baseline"]
     rows = [
-        f"Synthetic data, {result['patients']} test patients; intervals: 95 % bootstrap over patients",
+        f"SYNTHETIC data, small backbone {SMALL['backbone_name']}: says that the software works, nothing about patients",
+        f"{result['patients']} test patients; intervals: 95 % bootstrap over patients",
         "",
         f"{'classifier':<28}{'fine-tuned':<26}class frequencies",
         f"{'score (lower is better)':<28}{figure(result['score']):<26}{baseline['score']:.3f}",
@@ -113,7 +115,8 @@ def table(demo: Demo) -> str:
         "seconds: " + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in demo.seconds.items())
         + f"; in all {sum(demo.seconds.values()):.0f}",
         f"TensorBoard: tensorboard --logdir {demo.runs}",
-        f"predictions: {demo.runs / 'evaluation' / 'predictions.csv'}, one series: {demo.runs / 'inference' / 'series'}",
+        f"predictions: {demo.runs / 'evaluation' / 'predictions.csv'}",
+        f"one series: {demo.runs / 'inference' / 'series'}",
     ]  # fmt: skip
     return "\n".join(rows)
 
@@ -130,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out/demo"), help="folder of the demo; an older one is replaced"
     )
-    parser.add_argument("--patients", type=int, default=450, help="synthetic patients; a third is kept for the test")
+    parser.add_argument("--patients", type=int, default=450, help="synthetic patients, a third of them for the test")
     parser.add_argument("--seed", type=int, default=0, help="of data and training")
     parser.add_argument("--max_epochs", type=int, help="epochs of both trainings, to try it faster")
     args = parser.parse_args(argv)

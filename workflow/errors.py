@@ -8,7 +8,8 @@ __all__ = ["root_cause"]
 
 
 def root_cause(error: BaseException) -> str:
-    """The error under MONAI's wrapping: it raises a RuntimeError from each error of a transform or a config expression."""
+    """The error under MONAI's wrapping: it raises a RuntimeError from each error of a transform or a config
+    expression."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"

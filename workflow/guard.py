@@ -155,7 +155,8 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
 
 
 def _refuse_lost_values(pairs: Mapping[str, Any]) -> None:
-    """Values that would not arrive: MONAI drops a None, and Fire leaves ``null``, ``true`` and ``false`` as (true) strings."""
+    """Values that would not arrive: MONAI drops a None, and Fire leaves ``null``, ``true`` and ``false`` as (true)
+    strings."""
     for name, value in pairs.items():
         if value is None or value == "null":
             _stop(RefusedValue(f"--{name} {value}: null cannot be given here; put it into a JSON file named last in "

@@ -74,7 +74,8 @@ class StopAtNonFiniteLoss:
 
 
 def shared_handler(handler: Any) -> Any:
-    """A handler that the config refers to in two places: MONAI wants every item of a list of handlers to be a component."""
+    """A handler that the config refers to in two places: MONAI wants every item of a list of handlers to be a
+    component."""
     return handler
 
 

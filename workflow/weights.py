@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise WeightsError(f"{path}: not readable as a weights file: {error}") from error
-    except Exception as error:
+    except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: refused, it holds more than tensors (weights_only): {error}") from error
     for key in ("backbone", "network", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -14,8 +14,21 @@ import torch
 
 VOCO, RSNA = "voco2d_pretrain", "rsna_cnn_lstm"
 BACKBONE = ("--backbone_name", "test_efficientnet", "--device", "cpu", "--num_workers", 0)
-PRETRAIN = (*BACKBONE, "--volume_size", "[96,96,16]", "--crop_size", "[32,32]", "--num_slices", 4,
-            "--hidden_size", 64, "--max_epochs", 2, "--val_fraction", 0.25)  # fmt: skip
+PRETRAIN = (
+    *BACKBONE,
+    "--volume_size",
+    "[96,96,16]",
+    "--crop_size",
+    "[32,32]",
+    "--num_slices",
+    4,
+    "--hidden_size",
+    64,
+    "--max_epochs",
+    2,
+    "--val_fraction",
+    0.25,
+)
 NETWORK = (*BACKBONE, "--volume_size", "[72,72,16]", "--image_size", "[64,64]", "--num_slices", 8, "--hidden_size", 16)
 
 
@@ -29,8 +42,18 @@ def samples(data_dir: Path) -> Path:
 def pretrained(run_bundle, samples, tmp_path_factory) -> Path:
     """Run folder of a pretraining on real CT, from the bundle's folder without PYTHONPATH."""
     out = tmp_path_factory.mktemp("voco")
-    run_bundle(VOCO, "--dataset_dir", samples, "--output_root", out, "--run_name", "real",
-               "--exclude", "['*organs*']", *PRETRAIN)  # fmt: skip
+    run_bundle(
+        VOCO,
+        "--dataset_dir",
+        samples,
+        "--output_root",
+        out,
+        "--run_name",
+        "real",
+        "--exclude",
+        "['*organs*']",
+        *PRETRAIN,
+    )
     return out / "real"
 
 
@@ -38,8 +61,23 @@ def pretrained(run_bundle, samples, tmp_path_factory) -> Path:
 def fine_tuned(run_bundle, pretrained, phantoms, tmp_path_factory) -> Path:
     """Run folder of the classifier trained from it, from the project's top folder without PYTHONPATH."""
     out = tmp_path_factory.mktemp("rsna")
-    done = run_bundle(RSNA, "--dataset_dir", phantoms, "--output_root", out, "--run_name", "fold0", "--max_epochs", 1,
-                      "--pretrained_path", pretrained / "model.pt", "--num_folds", 3, *NETWORK, cwd=Path.cwd())  # fmt: skip
+    done = run_bundle(
+        RSNA,
+        "--dataset_dir",
+        phantoms,
+        "--output_root",
+        out,
+        "--run_name",
+        "fold0",
+        "--max_epochs",
+        1,
+        "--pretrained_path",
+        pretrained / "model.pt",
+        "--num_folds",
+        3,
+        *NETWORK,
+        cwd=Path.cwd(),
+    )
     total = len(torch.load(pretrained / "model.pt", weights_only=True))
     assert f"{total} of {total} backbone tensors loaded" in done.stdout
     return out / "fold0"
@@ -76,9 +114,21 @@ def test_tensorboard_holds_losses_health_and_crops(pretrained):
 
 def test_resume_goes_on_where_the_run_stopped(run_bundle, pretrained, samples, tmp_path):
     """2 + 1 epochs give the weights of 3, bit for bit."""
-    common = ("--dataset_dir", samples, "--exclude", "['*organs*']", "--output_root", tmp_path,
-              "--cache_dir", pretrained.parent / "cache", *PRETRAIN, "--learning_rate", 0.001,
-              "--warmup_fraction", 0)  # fmt: skip
+    common = (
+        "--dataset_dir",
+        samples,
+        "--exclude",
+        "['*organs*']",
+        "--output_root",
+        tmp_path,
+        "--cache_dir",
+        pretrained.parent / "cache",
+        *PRETRAIN,
+        "--learning_rate",
+        0.001,
+        "--warmup_fraction",
+        0,
+    )
     # the schedule depends on the length of the whole run, so the shorter one is cut off rather than configured shorter
     run_bundle(VOCO, *common, "--run_name", "whole", "--max_epochs", 3)
     run_bundle(VOCO, *common, "--run_name", "parts", "--max_epochs", 3)
@@ -93,16 +143,31 @@ def test_resume_goes_on_where_the_run_stopped(run_bundle, pretrained, samples, t
 
 
 def test_a_second_run_of_the_same_name_is_refused(run_bundle, pretrained, samples):
-    done = run_bundle(VOCO, "--dataset_dir", samples, "--output_root", pretrained.parent, "--run_name", "real",
-                      *PRETRAIN, check=False)  # fmt: skip
+    done = run_bundle(
+        VOCO, "--dataset_dir", samples, "--output_root", pretrained.parent, "--run_name", "real", *PRETRAIN, check=False
+    )
     assert done.returncode != 0
     assert "holds a run already" in done.stderr.strip().splitlines()[-1]
 
 
 def test_evaluation_writes_score_and_predictions(run_bundle, fine_tuned, phantoms):
-    run_bundle(RSNA, "--dataset_dir", phantoms, "--output_root", fine_tuned.parent, "--run_name", "evaluation",
-               "--weights", fine_tuned / "model.pt", "--num_folds", 3, "--n_resamples", 50, *NETWORK,
-               configs=("train.json", "evaluate.json"))  # fmt: skip
+    run_bundle(
+        RSNA,
+        "--dataset_dir",
+        phantoms,
+        "--output_root",
+        fine_tuned.parent,
+        "--run_name",
+        "evaluation",
+        "--weights",
+        fine_tuned / "model.pt",
+        "--num_folds",
+        3,
+        "--n_resamples",
+        50,
+        *NETWORK,
+        configs=("train.json", "evaluate.json"),
+    )
     folder = fine_tuned.parent / "evaluation"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["patients"] == 8
@@ -111,8 +176,19 @@ def test_evaluation_writes_score_and_predictions(run_bundle, fine_tuned, phantom
 
 
 def test_inference_on_a_real_dicom_series(run_bundle, fine_tuned, data_dir, tmp_path):
-    run_bundle(RSNA, "--dataset_dir", data_dir / "crlm_ct_1004", "--output_root", tmp_path, "--run_name", "one",
-               "--weights", fine_tuned / "model.pt", *NETWORK, configs=("inference.json",))  # fmt: skip
+    run_bundle(
+        RSNA,
+        "--dataset_dir",
+        data_dir / "crlm_ct_1004",
+        "--output_root",
+        tmp_path,
+        "--run_name",
+        "one",
+        "--weights",
+        fine_tuned / "model.pt",
+        *NETWORK,
+        configs=("inference.json",),
+    )
     row = pd.read_csv(tmp_path / "one" / "predictions.csv")
     assert row.shape == (1, 14)
     for group in ("bowel", "extravasation", "kidney", "liver", "spleen"):
@@ -132,8 +208,20 @@ def test_inference_goes_on_past_a_bad_series_and_ends_non_zero(run_bundle, fine_
     content = broken.read_bytes()
     broken.unlink()
     broken.write_bytes(content[: len(content) // 2])
-    done = run_bundle(RSNA, "--dataset_dir", studies, "--output_root", tmp_path, "--run_name", "many",
-                      "--weights", fine_tuned / "model.pt", *NETWORK, configs=("inference.json",), check=False)  # fmt: skip
+    done = run_bundle(
+        RSNA,
+        "--dataset_dir",
+        studies,
+        "--output_root",
+        tmp_path,
+        "--run_name",
+        "many",
+        "--weights",
+        fine_tuned / "model.pt",
+        *NETWORK,
+        configs=("inference.json",),
+        check=False,
+    )
     assert done.returncode == 1
     failed = pd.read_csv(tmp_path / "many" / "failed.csv")
     assert failed["image"].tolist() == [str(studies / "s0")]
@@ -142,8 +230,21 @@ def test_inference_goes_on_past_a_bad_series_and_ends_non_zero(run_bundle, fine_
 
 
 def test_embeddings_of_slices_and_volumes(run_bundle, pretrained, samples, tmp_path):
-    run_bundle(VOCO, "--dataset_dir", samples, "--exclude", "['*organs*']", "--output_root", tmp_path, "--run_name", "e",
-               "--weights", pretrained / "model.pt", *PRETRAIN[:8], configs=("inference.json",))  # fmt: skip
+    run_bundle(
+        VOCO,
+        "--dataset_dir",
+        samples,
+        "--exclude",
+        "['*organs*']",
+        "--output_root",
+        tmp_path,
+        "--run_name",
+        "e",
+        "--weights",
+        pretrained / "model.pt",
+        *PRETRAIN[:8],
+        configs=("inference.json",),
+    )
     index = pd.read_csv(tmp_path / "e" / "embeddings.csv")
     assert len(index) == 4
     for name, slices in zip(index["file"], index["slices"], strict=True):
@@ -156,8 +257,22 @@ def test_pretraining_leaves_out_validation_and_test_patients(run_bundle, phantom
     patients = sorted(path.name for path in (phantoms / "train_images").iterdir())
     parts = ["test" if i % 3 == 0 else str(i % 3) for i in range(len(patients))]
     pd.DataFrame({"patient_id": patients, "fold": parts}).to_csv(tmp_path / "folds.csv", index=False)
-    done = run_bundle(VOCO, "--dataset_dir", phantoms, "--output_root", tmp_path, "--run_name", "f", *PRETRAIN,
-                      "--max_epochs", 1, "--folds_file", tmp_path / "folds.csv", "--fold", 1)  # fmt: skip
+    done = run_bundle(
+        VOCO,
+        "--dataset_dir",
+        phantoms,
+        "--output_root",
+        tmp_path,
+        "--run_name",
+        "f",
+        *PRETRAIN,
+        "--max_epochs",
+        1,
+        "--folds_file",
+        tmp_path / "folds.csv",
+        "--fold",
+        1,
+    )
     assert "finished" in done.stdout
     prepared = {json.loads(path.read_text())["source"] for path in (tmp_path / "cache").glob("*/*.json")}
     seen = {Path(source).parent.name for source in prepared}
@@ -165,16 +280,54 @@ def test_pretraining_leaves_out_validation_and_test_patients(run_bundle, phantom
 
 
 def test_training_from_a_weights_file_that_does_not_fit_is_refused(run_bundle, pretrained, phantoms, tmp_path):
-    done = run_bundle(RSNA, "--dataset_dir", phantoms, "--output_root", tmp_path, "--run_name", "x", *NETWORK,
-                      "--backbone_name", "test_resnet", "--num_folds", 3, "--max_epochs", 1,
-                      "--pretrained_path", pretrained / "model.pt", check=False)  # fmt: skip
+    done = run_bundle(
+        RSNA,
+        "--dataset_dir",
+        phantoms,
+        "--output_root",
+        tmp_path,
+        "--run_name",
+        "x",
+        *NETWORK,
+        "--backbone_name",
+        "test_resnet",
+        "--num_folds",
+        3,
+        "--max_epochs",
+        1,
+        "--pretrained_path",
+        pretrained / "model.pt",
+        check=False,
+    )
     assert done.returncode != 0
     assert "backbone tensors fit" in done.stderr.strip().splitlines()[-1]
 
 
 def test_three_dimensions_by_config(run_bundle, samples, tmp_path):
-    run_bundle(VOCO, "--dataset_dir", samples, "--exclude", "['*organs*']", "--output_root", tmp_path, "--run_name", "3d",
-               "--device", "cpu", "--num_workers", 0, "--volume_size", "[48,48,16]", "--crop_size", "[16,16,16]",
-               "--hidden_size", 32, "--max_epochs", 1, "--val_fraction", 0.25,
-               configs=("train.json", "train_3d.json"))  # fmt: skip
+    run_bundle(
+        VOCO,
+        "--dataset_dir",
+        samples,
+        "--exclude",
+        "['*organs*']",
+        "--output_root",
+        tmp_path,
+        "--run_name",
+        "3d",
+        "--device",
+        "cpu",
+        "--num_workers",
+        0,
+        "--volume_size",
+        "[48,48,16]",
+        "--crop_size",
+        "[16,16,16]",
+        "--hidden_size",
+        32,
+        "--max_epochs",
+        1,
+        "--val_fraction",
+        0.25,
+        configs=("train.json", "train_3d.json"),
+    )
     assert (tmp_path / "3d" / "model.pt").is_file()

@@ -1,7 +1,7 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo claims, on synthetic data: the classifier learns, from the labels and from nothing else; and pretraining
-learns positions without collapse, on phantoms and on real CT, over three seeds."""
+"""What the demo claims, on synthetic data: the classifier learns, from the labels and from nothing else; and
+pretraining learns positions without collapse, on phantoms and on real CT, over three seeds."""
 
 from __future__ import annotations
 
