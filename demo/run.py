@@ -38,8 +38,8 @@ PRETRAIN = {
 }  # fmt: skip
 NETWORK = {**SMALL, "image_size": [96, 96], "num_slices": 20, "hidden_size": 64}
 FINE_TUNE = {
-    **NETWORK, "batch_size": 8, "max_epochs": 8, "learning_rate": 0.003, "dropout": 0.1, "augment_prob": 0,
-    "val_interval": 2,
+    **NETWORK, "batch_size": 8, "max_epochs": 12, "learning_rate": 0.003, "dropout": 0.1, "augment_prob": 0,
+    "val_interval": 3,
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def table(demo: Demo) -> str:
     trained, untrained = health(demo.runs / "health"), health(demo.runs / "health_untrained")
     baseline = result["baseline"]
     rows = [
-        f"SYNTHETIC data, small backbone {SMALL['backbone_name']}: says that the software works, nothing about patients",
+        f"SYNTHETIC data, small backbone {SMALL['backbone_name']}: shows that the software works, no more",
         f"{result['patients']} test patients; intervals: 95 % bootstrap over patients",
         "",
         f"{'classifier':<28}{'fine-tuned':<26}class frequencies",

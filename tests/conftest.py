@@ -74,7 +74,6 @@ def run_bundle() -> Callable[..., subprocess.CompletedProcess[str]]:
             command += ["--bundle_root", str(folder)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment.update(
-
             COVERAGE_PROCESS_START=str(ROOT / "pyproject.toml"),
             COVERAGE_FILE=str(ROOT / ".coverage"),
         )

@@ -1,0 +1,53 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of the project's README, run as they stand but for paths and size."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = ["--backbone_name", "test_efficientnet", "--device", "cpu", "--num_workers", "0"]
+FEW = ["--max_epochs", "1", "--batch_size", "2"]
+VOCO = ["--volume_size", "[96,96,16]", "--crop_size", "[32,32]", "--num_slices", "4", "--hidden_size", "32"]
+RSNA = ["--volume_size", "[72,72,16]", "--image_size", "[64,64]", "--num_slices", "8", "--hidden_size", "16"]
+
+
+def commands(text: str) -> list[str]:
+    """The `python -m monai.bundle` lines of the bash blocks, continuation lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("python -m monai.bundle")]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_work_one_after_the_other(
+    root: Path, phantoms: Path, data_dir: Path, tmp_path: Path
+):
+    found = commands((root / "README.md").read_text(encoding="utf-8"))
+    assert len(found) == 4
+    places = {"/data/ct": phantoms, "/data/rsna2023": phantoms, "/data/one_series": data_dir / "crlm_ct_1004",
+              "/data/runs": tmp_path}  # fmt: skip
+    for command in found:
+        for name, path in places.items():
+            command = command.replace(name, str(path))
+        words = shlex.split(command)[1:]
+        training = [] if "inference" in command else FEW
+        sizes = VOCO if "voco2d" in command else RSNA
+        done = subprocess.run(
+            [sys.executable, *words, *SMALL, *sizes, *training], cwd=root, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "one" / "predictions.csv").is_file()
+
+
+def test_every_link_of_the_readme_leads_somewhere(root: Path):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert links
+    assert all((root / link).exists() for link in links)
