@@ -11,7 +11,6 @@ import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from ignite.handlers import Checkpoint, DiskSaver, global_step_from_engine
 from torch import nn
 
 from .dataset import EpochSampler
-from .weights import WeightsError
+from .weights import WeightsError, load_tensors
 
 __all__ = ["Checkpoints", "RandomState", "WeightsSaver", "newest_checkpoint"]
 
@@ -113,10 +112,7 @@ class Checkpoints:
         if self.resume is None:
             return
         path = newest_checkpoint(self.folder) if self.resume == "latest" else Path(self.resume)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError) as error:
-            raise WeightsError(f"{path}: not readable as a checkpoint: {error}") from error
+        content = load_tensors(path)
         absent = sorted(set(everything) - set(content if isinstance(content, dict) else ()))
         if absent:
             raise WeightsError(f"{path}: is no full checkpoint of this kind of run, it lacks {absent}")

@@ -10,12 +10,13 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-__all__ = ["WeightsError", "WeightsLoader", "load_weights", "read_weights"]
+__all__ = ["WeightsError", "WeightsLoader", "load_tensors", "load_weights", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,21 @@ PREFIXES = ("module.", "_orig_mod.", "model_state_dict.")
 
 class WeightsError(ValueError):
     """A weights file that does not fit the network; the message names the file and the tensors."""
+
+
+def load_tensors(path: str | os.PathLike[str]) -> Any:
+    """``torch.load`` with ``weights_only=True``: tensors and plain types, never code.
+
+    Raises:
+        WeightsError: naming the file, if it is no such file, damaged, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"{path}: refused, it holds more than tensors (weights_only): {error}") from error
+    except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+        # torch's reader answers a file of another kind with whatever its first bytes lead to
+        raise WeightsError(f"{path}: not readable as a weights file: {type(error).__name__}: {error}") from error
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -46,12 +62,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise WeightsError(f"{path}: not readable as a safetensors file: {error}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise WeightsError(f"{path}: not readable as a weights file: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: refused, it holds more than tensors (weights_only): {error}") from error
+    content = load_tensors(path)
     for key in ("backbone", "network", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -150,7 +150,7 @@ def test_every_failed_series_is_listed_before_training(data, tmp_path, workers):
     assert lines[1] == f"  {data[2]['image']}: SeriesError: {data[2]['image']}: expected a number, found nonsense"
     assert lines[2].startswith(f"  {data[5]['image']}: SeriesError")
     assert lines[3].startswith(f"  {data[6]['image']}: FileNotFoundError")
-    assert lines[4] == "(--skip_failed true goes on without them)"
+    assert lines[4] == "(--skip_failed True goes on without them)"
 
 
 def test_failed_series_may_be_left_out(data, tmp_path, caplog):
