@@ -188,7 +188,7 @@ def test_resuming_from_a_wrong_file_is_an_explained_error(tmp_path, whole):
         wrong.write_bytes(content)
         with pytest.raises(WeightsError, match=r"model.pt: (not readable as a weights file|refused)"):
             run(tmp_path, 1, resume=str(wrong))
-    with pytest.raises(FileNotFoundError, match=r"gone.pt"):
+    with pytest.raises(WeightsError, match=r"gone.pt: not readable"):
         run(tmp_path, 1, resume=str(tmp_path / "gone.pt"))
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         run(tmp_path, 1, resume="latest")
