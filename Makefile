@@ -7,6 +7,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 # one thread a process: tests start several processes, and two cores are soon oversubscribed
 test test-all: export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-all lint format clean
 
@@ -30,9 +31,7 @@ test: lint
 ## every test, and the coverage of what both bundles run
 test-all: lint
 	$(PY) -m coverage erase
-	$(PY) -m pytest --cov --cov-report=
-	$(PY) -m coverage combine --quiet --append
-	$(PY) -m coverage report --skip-covered
+	$(PY) -m pytest --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

@@ -28,8 +28,12 @@ from workflow.checkpoint import newest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SHARE = 1 / 3
-# Fewer page faults: without this glibc hands every large tensor's memory back and fetches it again at the next step.
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+# Fewer page faults: without this glibc hands every large tensor's memory back and fetches it again at the next step. And
+# threads that wait give the core to the loader's processes instead of spinning.
+SURROUNDINGS = {
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}  # fmt: skip
 
 SMALL = {"backbone_name": "test_efficientnet", "volume_size": [96, 96, 28], "num_workers": 2, "device": "cpu"}
 PRETRAIN = {
@@ -49,7 +53,7 @@ class Demo:
     def __init__(self, out: Path) -> None:
         self.out, self.runs, self.data = out, out / "runs", out / "data"
         self.seconds: dict[str, float] = {}
-        self.environment = {**os.environ, **MALLOC}
+        self.environment = {**os.environ, **SURROUNDINGS}
 
     def command(self, stage: str, *arguments: object) -> None:
         """One command of a stage; ends the demo if it fails."""
