@@ -28,8 +28,8 @@ from workflow.checkpoint import newest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SHARE = 1 / 3
-# Fewer page faults: without this glibc hands every large tensor's memory back and fetches it again at the next step. And
-# threads that wait give the core to the loader's processes instead of spinning.
+# Fewer page faults: without this glibc hands every large tensor's memory back and fetches it again at the next step.
+# And threads that wait give the core to the loader's processes instead of spinning.
 SURROUNDINGS = {
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456",
     "OMP_WAIT_POLICY": "PASSIVE",

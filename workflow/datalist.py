@@ -12,7 +12,7 @@ import fnmatch
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 NIFTI = (".nii", ".nii.gz")
 RSNA_IMAGES = ("train_images", "test_images")
+RSNA_MASKS = "segmentations"
 PARTS = ("training", "validation", "test")
 
 
@@ -36,9 +37,9 @@ class DatalistError(ValueError):
 def find_series(dataset_dir: str | os.PathLike[str], exclude: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Every DICOM series folder and NIfTI file below a folder, at any depth, in a stable order.
 
-    In an RSNA tree (a folder that holds ``train_images``) only that is searched, and below a folder ``train_images`` or
-    ``test_images`` the patient is the next folder's name. Elsewhere a patient is one path: name patients in a datalist
-    if one has several series.
+    Below a folder ``train_images`` or ``test_images`` (an RSNA tree, anywhere) the patient is the next folder's name,
+    and the masks beside it (``segmentations``) are passed over. Elsewhere a patient is one path: name patients in a
+    datalist if one has several series.
 
     Args:
         dataset_dir: the folder to search, a folder that is itself a series, or one file.
@@ -52,16 +53,15 @@ def find_series(dataset_dir: str | os.PathLike[str], exclude: Sequence[str] = ()
         return [{"image": str(root), "patient_id": root.name, "series_id": root.name}]
     if not root.is_dir():
         raise DatalistError(f"dataset_dir: expected a folder or file, found none at {root}")
-    top = root / RSNA_IMAGES[0] if (root / RSNA_IMAGES[0]).is_dir() else root
     items, passed_over = [], 0
-    for path in _series_paths(top):
-        name = path.relative_to(top).as_posix() if path != top else path.name
-        if any(fnmatch.fnmatch(name, pattern) for pattern in exclude):
+    for path in _series_paths(root):
+        name = path.relative_to(root).as_posix() if path != root else path.name
+        if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in exclude):
             passed_over += 1
         else:
             items.append({"image": str(path), **_identify(path, name)})
     if passed_over:
-        logger.info("%s: %d series or files passed over by %s", root, passed_over, list(exclude))
+        logger.warning("%s: %d series or files passed over by exclude %s", root, passed_over, list(exclude))
     if not items:
         raise DatalistError(f"{root}: expected DICOM series folders or NIfTI files, found none")
     return items
@@ -79,6 +79,8 @@ def _identify(path: Path, name: str) -> dict[str, str]:
 def _series_paths(top: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(top, followlinks=True):
         subfolders.sort()
+        if RSNA_IMAGES[0] in subfolders and RSNA_MASKS in subfolders:
+            subfolders.remove(RSNA_MASKS)
         here = Path(folder)
         yield from (here / name for name in sorted(files) if name.lower().endswith(NIFTI))
         if any(_is_dicom_file(here / name) for name in sorted(files) if not name.lower().endswith(NIFTI)):
@@ -94,7 +96,7 @@ def _is_dicom_file(path: Path) -> bool:
     return (path.suffix == "" or named_by_uid) and path.name != "DICOMDIR" and is_dicom(path)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
@@ -110,7 +112,7 @@ def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[s
         DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing.
     """
     path = Path(path).expanduser()
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get(section), list):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise DatalistError(f"datalist {path}: expected a list under {section!r}, found {found}")
@@ -182,6 +184,11 @@ def _by_fraction(items: list[dict], part: str, val_fraction: float, seed: int) -
     return [items[i] for i in (training if part == "training" else validation)]
 
 
+def has_own_parts(sections: Mapping[str, Any], part: str) -> bool:
+    """Whether a datalist says itself which series are in this part."""
+    return "validation" in sections or (part != "training" and part in sections)
+
+
 def unlabelled_datalist(
     dataset_dir: str | None,
     datalist: str | None = None,
@@ -199,9 +206,13 @@ def unlabelled_datalist(
     rest.
     """
     if datalist is not None:
-        sections = _read_json(Path(datalist).expanduser())
+        sections = read_json(Path(datalist).expanduser())
         # a datalist with nothing but "training" is divided below, for that part too
-        if "validation" in sections or (part != "training" and part in sections):
+        if has_own_parts(sections, part):
+            if folds_file is not None:
+                raise DatalistError(
+                    f"datalist {datalist}: has its own parts {sorted(sections)}, and folds_file is given too"
+                )
             return load_datalist(datalist, dataset_dir, part)
         items = load_datalist(datalist, dataset_dir, "training")
     elif dataset_dir is not None:

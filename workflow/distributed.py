@@ -11,6 +11,7 @@ import os
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -51,6 +52,7 @@ def parallel(module: nn.Module, device: torch.device, *, sync_batch_norm: bool =
     """The module on its device under DistributedDataParallel, its BN over the batches of all processes on CUDA."""
     module = module.to(device)
     if sync_batch_norm and device.type == "cuda":
+        # timm's, not torch's: timm's BN layers hold an activation, which torch's conversion would drop without a word;
         # in place of each BN layer, so that `module` itself, which the weights are saved from, has them too
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        module = convert_sync_batchnorm(module)
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)

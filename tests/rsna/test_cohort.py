@@ -143,3 +143,23 @@ def test_an_unknown_class_is_an_error_that_names_file_series_and_choice(datalist
 def test_single_organ_models_take_their_group_alone(datalist, root):
     liver = LabelTable.from_file(root / "bundles/rsna_cnn_lstm/configs/labels.json", groups=["liver"])
     assert labelled_series(None, liver, str(datalist))[0]["label"].shape == (1,)
+
+
+def test_the_folds_do_not_depend_on_the_groups_that_are_trained(tree, table):
+    """A single-organ model is validated on the patients on whom the others are."""
+    one = table.select(["liver"])
+    whole = labelled_series(str(tree), table, part="validation", num_folds=3)
+    assert patients(labelled_series(str(tree), one, part="validation", num_folds=3, strata=table)) == patients(whole)
+
+
+def test_a_datalist_with_its_own_validation_is_taken_at_its_word(tmp_path, table):
+    for name in "abc":
+        (tmp_path / f"{name}.nii.gz").touch()
+    content = {"training": [{"image": "a.nii.gz", "liver": "low"}, {"image": "b.nii.gz", "liver": "healthy"}],
+               "validation": [{"image": "c.nii.gz", "liver": "high"}]}  # fmt: skip
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps(content))
+    parts = [patients(labelled_series(None, table, str(file), part=part)) for part in ("training", "validation")]
+    assert parts == [{"a.nii.gz", "b.nii.gz"}, {"c.nii.gz"}]
+    with pytest.raises(DatalistError, match="has its own parts"):
+        labelled_series(None, table, str(file), folds_file=str(tmp_path / "folds.csv"))

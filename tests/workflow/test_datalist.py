@@ -89,7 +89,25 @@ def test_patients_of_an_rsna_tree_are_its_folders(tmp_path, start):
     items = find_series(tmp_path / start, exclude=["*segmentations*"])
     found = [(item["patient_id"], item["series_id"]) for item in items]
     expected = [("12", "100"), ("12", "20")] + ([] if start.endswith("12") else [("9", "5")])
-    assert found == ([("48843", "62825"), *expected] if start == "." else expected)
+    assert found == ([("48843", "62825"), *expected] if start in (".", "rsna") else expected)
+
+
+def test_the_default_exclusions_spare_unlabelled_data(tmp_path, root):
+    """FLARE's unlabelled cases say "Unlabel": no reason to pass them over; masks are, whatever their case."""
+    exclude = json.loads((root / "bundles/voco2d_pretrain/configs/train.json").read_text())["exclude"]
+    kept = ["FLARE22_UnlabeledCase1-500/Case_00001_0000.nii.gz", "unlabelled/a.nii.gz"]
+    for name in (*kept, "a/Mask.nii.gz", "labelsTr/a.nii.gz", "b/labels.nii", "c/ct_label.nii.gz"):
+        touch(tmp_path / name)
+    assert names(find_series(tmp_path, exclude), tmp_path) == kept
+
+
+def test_own_parts_and_a_fold_file_contradict_each_other(tmp_path):
+    touch(tmp_path / "a.nii.gz")
+    touch(tmp_path / "b.nii.gz")
+    file = tmp_path / "list.json"
+    file.write_text(json.dumps({"training": ["a.nii.gz"], "validation": ["b.nii.gz"]}))
+    with pytest.raises(DatalistError, match=r"has its own parts .* and folds_file is given too"):
+        unlabelled_datalist(str(tmp_path), str(file), folds_file=str(tmp_path / "folds.csv"))
 
 
 def test_a_folder_without_series_is_an_error_that_names_it(tmp_path):

@@ -11,9 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
+from networks import Backbone
+from workflow import distributed
 from workflow.dataset import EpochSampler
 from workflow.distributed import ProcessGroup, parallel
 
@@ -112,3 +117,23 @@ def test_batch_norm_is_shared_over_processes_on_cuda_alone(monkeypatch):
     assert type(module[1]) is nn.BatchNorm2d
     assert parallel(module, cuda) == (module, [cuda])
     assert type(module[1]) is nn.SyncBatchNorm  # in place: the module that is saved has it too
+
+
+def test_synchronised_bn_keeps_the_activations_of_timm():
+    """torch's own conversion drops them without a word: the network would compute another function."""
+    backbone = Backbone("test_efficientnet")
+    before = [type(layer.act) for layer in backbone.modules() if isinstance(layer, BatchNormAct2d)]
+    after = [
+        type(layer.act) for layer in convert_sync_batchnorm(backbone).modules() if isinstance(layer, SyncBatchNormAct)
+    ]
+    assert before == after
+    assert any(kind is not torch.nn.Identity for kind in after)
+    assert distributed.convert_sync_batchnorm is convert_sync_batchnorm
+
+
+def test_synchronised_bn_keeps_the_teacher_of_momentum_zero():
+    network = VoCoNetwork(Backbone("test_efficientnet"), hidden=8, out=8)
+    converted = convert_sync_batchnorm(network)
+    layers = [layer for layer in converted.teacher.modules() if isinstance(layer, _BatchNorm)]
+    assert layers
+    assert all(layer.momentum == 0.0 for layer in layers)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workflow.datalist import PARTS, DatalistError, load_datalist, select_part
+from workflow.datalist import PARTS, DatalistError, has_own_parts, load_datalist, read_json, select_part
 from workflow.folds import make_folds
 
 from .datalist import rsna_datalist
@@ -28,6 +28,7 @@ def labelled_series(
     fold: int = 0,
     num_folds: int = 5,
     seed: int = 0,
+    strata: LabelTable | None = None,
 ) -> list[dict[str, Any]]:
     """Items with ``image``, ``patient_id``, ``series_id`` and ``label`` ([G] class indices) of one part.
 
@@ -38,8 +39,9 @@ def labelled_series(
             each group (a missing group is masked); None reads the RSNA tree.
         part: ``training``, ``validation`` or ``test``.
         folds_file: fold file (see `workflow.datalist.select_part`). None makes `num_folds` folds from `seed`, the same
-            each time; they have no test part.
+            each time; they have no test part. A datalist with a ``validation`` section is taken at its word instead.
         fold: the validation fold.
+        strata: the whole label table where `labels` is a selection of it; the folds are stratified on it.
 
     Raises:
         DatalistError: for unknown classes or an empty part. ValueError: for a tree that does not fit its CSV files.
@@ -51,12 +53,20 @@ def labelled_series(
     if datalist is None:
         items = rsna_datalist(dataset_dir, labels)
     else:
-        items = load_datalist(datalist, dataset_dir, "training")
+        sections = read_json(Path(datalist).expanduser())
+        own_parts = has_own_parts(sections, part)
+        if own_parts and folds_file is not None:
+            raise DatalistError(
+                f"datalist {datalist}: has its own parts {sorted(sections)}, and folds_file is given too"
+            )
+        items = load_datalist(datalist, dataset_dir, part if own_parts else "training")
         items = [{**item, "label": _classes(item, labels, datalist)} for item in items]
     wanted = ("image", "patient_id", "series_id", "label")
     items = [{key: item[key] for key in wanted} for item in items]
+    if datalist is not None and own_parts:
+        return items
     if folds_file is None:
-        folds = make_folds(items, num_folds, seed)
+        folds = make_folds(_with_all_labels(items, dataset_dir, datalist, labels, strata), num_folds, seed)
         of_patient = dict(zip(folds["patient_id"], folds["fold"], strict=True))
         held_out = [of_patient[item["patient_id"]] == fold for item in items]
         chosen = [item for item, out in zip(items, held_out, strict=True) if out == (part == "validation")]
@@ -66,6 +76,22 @@ def labelled_series(
             )
         return chosen
     return select_part(items, part, folds_file=folds_file, fold=fold, val_fraction=0.0, seed=seed)
+
+
+def _with_all_labels(
+    items: list[dict[str, Any]],
+    dataset_dir: str | None,
+    datalist: str | None,
+    labels: LabelTable,
+    strata: LabelTable | None,
+) -> list[dict[str, Any]]:
+    """The items with the labels of `strata`, so that the folds do not depend on the groups that are trained."""
+    if strata is None or strata.group_names == labels.group_names:
+        return items
+    if datalist is None:
+        return rsna_datalist(dataset_dir, strata)
+    entries = load_datalist(datalist, dataset_dir, "training")
+    return [{**item, "label": _classes(item, strata, datalist)} for item in entries]
 
 
 def _classes(item: dict[str, Any], labels: LabelTable, datalist: str) -> np.ndarray:

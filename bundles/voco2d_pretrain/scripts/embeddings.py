@@ -53,8 +53,12 @@ class EmbeddingWriter:
         self.failed: list[tuple[str, str]] = []
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._write_index)
+
+    def _reset(self, engine: Engine) -> None:
+        self.rows, self.failed = [], []
 
     def __call__(self, engine: Engine) -> None:
         (self.folder / "embeddings").mkdir(parents=True, exist_ok=True)
