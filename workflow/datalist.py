@@ -12,7 +12,7 @@ import fnmatch
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def _is_dicom_file(path: Path) -> bool:
     return (path.suffix == "" or named_by_uid) and path.name != "DICOMDIR" and is_dicom(path)
 
 
-def read_json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
@@ -112,7 +112,7 @@ def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[s
         DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing.
     """
     path = Path(path).expanduser()
-    content = read_json(path)
+    content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get(section), list):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise DatalistError(f"datalist {path}: expected a list under {section!r}, found {found}")
@@ -184,9 +184,19 @@ def _by_fraction(items: list[dict], part: str, val_fraction: float, seed: int) -
     return [items[i] for i in (training if part == "training" else validation)]
 
 
-def has_own_parts(sections: Mapping[str, Any], part: str) -> bool:
-    """Whether a datalist says itself which series are in this part."""
-    return "validation" in sections or (part != "training" and part in sections)
+def has_own_parts(datalist: str | os.PathLike[str], part: str, folds_file: str | None = None) -> bool:
+    """Whether a datalist says itself which series are in this part, and so is taken at its word.
+
+    One with nothing but ``training`` does not: it is divided, for that part too.
+
+    Raises:
+        DatalistError: if it does, and a fold file that would say the same is given too.
+    """
+    sections = _read_json(Path(datalist).expanduser())
+    own = "validation" in sections or (part != "training" and part in sections)
+    if own and folds_file is not None:
+        raise DatalistError(f"datalist {datalist}: has its own parts {sorted(sections)}, and folds_file is given too")
+    return own
 
 
 def unlabelled_datalist(
@@ -206,13 +216,7 @@ def unlabelled_datalist(
     rest.
     """
     if datalist is not None:
-        sections = read_json(Path(datalist).expanduser())
-        # a datalist with nothing but "training" is divided below, for that part too
-        if has_own_parts(sections, part):
-            if folds_file is not None:
-                raise DatalistError(
-                    f"datalist {datalist}: has its own parts {sorted(sections)}, and folds_file is given too"
-                )
+        if has_own_parts(datalist, part, folds_file):
             return load_datalist(datalist, dataset_dir, part)
         items = load_datalist(datalist, dataset_dir, "training")
     elif dataset_dir is not None:

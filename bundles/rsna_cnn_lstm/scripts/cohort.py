@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workflow.datalist import PARTS, DatalistError, has_own_parts, load_datalist, read_json, select_part
+from workflow.datalist import PARTS, DatalistError, has_own_parts, load_datalist, select_part
 from workflow.folds import make_folds
 
 from .datalist import rsna_datalist
@@ -53,12 +53,7 @@ def labelled_series(
     if datalist is None:
         items = rsna_datalist(dataset_dir, labels)
     else:
-        sections = read_json(Path(datalist).expanduser())
-        own_parts = has_own_parts(sections, part)
-        if own_parts and folds_file is not None:
-            raise DatalistError(
-                f"datalist {datalist}: has its own parts {sorted(sections)}, and folds_file is given too"
-            )
+        own_parts = has_own_parts(datalist, part, folds_file)
         items = load_datalist(datalist, dataset_dir, part if own_parts else "training")
         items = [{**item, "label": _classes(item, labels, datalist)} for item in items]
     wanted = ("image", "patient_id", "series_id", "label")

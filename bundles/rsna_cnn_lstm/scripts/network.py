@@ -28,7 +28,7 @@ class CNNLSTM(nn.Module):
         hidden_size: of one direction.
         num_layers: of the recurrent network.
         slice_pool: how slices become a series: ``max``, ``mean`` or ``attention``.
-        normalise: BN of the features before the recurrent network (not in the published network; see `benchmarks`).
+        normalise: BN of the features before the recurrent network (not in the published network).
         dropout: before the head.
         freeze: see `freeze_blocks`.
     """
