@@ -215,5 +215,5 @@ def _one_process(rank: int, output_dir: str) -> None:
 def test_two_processes_equal_one(tmp_path):
     _evaluator(_items(), [PredictionWriter(tmp_path / "one", LABELS_FILE, n_resamples=10)]).run()
     idist.spawn("gloo", _one_process, (str(tmp_path / "two"),), nproc_per_node=2)
-    for name in ("predictions.csv", "series_predictions.csv", "metrics.json"):
+    for name in ("predictions.csv", "series_predictions.csv", "solution.csv", "metrics.json"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

@@ -133,7 +133,8 @@ class PredictionWriter:
     - ``predictions.csv``: ``patient_id`` and the class columns, one row a patient: RSNA's submission.
     - ``series_predictions.csv``: the same by series, with ``series_id`` and the name of its JSON file.
     - ``series/000001.json`` ...: probabilities by group, the any-injury probability, and the true classes where known.
-    - ``metrics.json``: :func:`evaluate_patients`, if any item has a label.
+    - ``solution.csv`` and ``metrics.json``: the truth in the columns of ``predictions.csv``, and
+      :func:`evaluate_patients`, if any item has a label.
 
     Args:
         output_dir: folder of the run; made if absent.
@@ -245,6 +246,7 @@ class PredictionWriter:
         self.metrics = evaluate_patients(
             solution, patients, self.table, self.n_resamples, self.seed, self.threshold, baseline
         )
+        write_atomically(self.output_dir / "solution.csv", solution.to_csv(index=False))
         write_atomically(self.output_dir / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
 
 
