@@ -17,7 +17,7 @@ from .dicom_headers import SliceHeader, read_series
 from .errors import DAMAGED, SeriesError
 from .geometry import RASBuffer, to_dtype
 
-__all__ = ["load_dicom"]
+__all__ = ["check_dicom", "load_dicom"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +29,32 @@ def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, source: s
     own RescaleSlope and RescaleIntercept; presentation (window, MONOCHROME1) plays no part. Both tags are required,
     type 1 in the CT IOD: without them a stored 1000 may be bone or water, and nothing is guessed.
     """
-    headers, skipped = read_series(path, series_uid)
-    folder = headers[0].path.parent
-    stack = stack_slices(folder, headers)
-    _check_decoders(folder, stack.slices)
+    stack, skipped = check_dicom(path, series_uid=series_uid)
     volume = RASBuffer.allocate(stack.shape, stack.affine, dtype)
     for k, header in enumerate(stack.slices):
         volume.stored[..., k] = to_dtype(_decode(header), dtype).T
-    _check_duplicates(stack, volume, dtype)
     if skipped or stack.duplicates:
         logger.warning(
             "%s: %d slices; %d files skipped that are no CT slice, %d identical duplicates dropped.",
-            folder, len(stack.slices), skipped, len(stack.duplicates),
+            stack.slices[0].path.parent, len(stack.slices), skipped, len(stack.duplicates),
         )  # fmt: skip
     return volume.tensor(source, skipped_files=skipped, dropped_duplicates=len(stack.duplicates))
+
+
+def check_dicom(path: Path, *, series_uid: str | None) -> tuple[SliceStack, int]:
+    """All that loading checks before it decodes: the slices in order, and how many files were skipped.
+
+    Pixels are decoded only of images at one position, which must be the same.
+    """
+    headers, skipped = read_series(path, series_uid)
+    folder = headers[0].path.parent
+    stack = stack_slices(folder, headers)
+    _check_decoders(folder, headers)
+    for header in headers:
+        if header.missing_pixels:
+            raise _damaged(header, header.missing_pixels)
+    _check_duplicates(stack)
+    return stack, skipped
 
 
 def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:
@@ -65,10 +77,7 @@ def _decode(header: SliceHeader) -> np.ndarray:
     try:
         stored = pixel_array(header.path)
     except DAMAGED as error:
-        raise SeriesError(
-            f"{header.path}: expected pixel data ({header.transfer_syntax.name}), found it truncated or damaged"
-            f" ({type(error).__name__}: {error})."
-        ) from error
+        raise _damaged(header, f"{type(error).__name__}: {error}") from error
     if stored.shape != tuple(header.matrix):
         raise SeriesError(f"{header.path}: expected {tuple(header.matrix.tolist())} pixels, found {stored.shape}.")
     if header.slope == 1 and header.intercept.is_integer():
@@ -76,10 +85,15 @@ def _decode(header: SliceHeader) -> np.ndarray:
     return stored * header.slope + header.intercept
 
 
-def _check_duplicates(stack: SliceStack, volume: RASBuffer, dtype: np.dtype) -> None:
+def _damaged(header: SliceHeader, found: str) -> SeriesError:
+    syntax = header.transfer_syntax.name
+    return SeriesError(f"{header.path}: expected pixel data ({syntax}), found it truncated or damaged ({found}).")
+
+
+def _check_duplicates(stack: SliceStack) -> None:
     """Refuse two different images at one position: which of them belongs to the volume is unknown."""
     for k, header in stack.duplicates:
-        if not np.array_equal(to_dtype(_decode(header), dtype).T, volume.stored[..., k]):
+        if not np.array_equal(_decode(header), _decode(stack.slices[k])):
             raise SeriesError(
                 f"{header.path}: expected one image at each position, found another than"
                 f" {stack.slices[k].path.name} at the same place."

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -17,9 +20,9 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from .errors import DAMAGED, SeriesError
-from .geometry import RASBuffer, check_size, to_dtype
+from .geometry import RASBuffer, SeriesSummary, check_size, to_dtype
 
-__all__ = ["is_nifti", "load_nifti"]
+__all__ = ["check_nifti", "is_nifti", "load_nifti"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,32 +41,59 @@ def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, fl
 
     The stream is read once, in the order of the file and to its end, so that a damaged .gz fails its checksum.
     """
+    with _readable(path) as stream:
+        image, affine, windowed = _checked_header(path, stream, eight_bit_window)
+        volume = RASBuffer.allocate(image.shape, affine, dtype)
+        lowest = np.inf
+        for k in range(image.shape[2]):
+            plane = np.asarray(image.dataobj[..., k])
+            if not np.isfinite(plane).all():
+                raise SeriesError(f"{path}: expected finite values, found NaN or infinity in slice {k}.")
+            if windowed and eight_bit_window is not None:
+                low, high = eight_bit_window
+                plane = low + plane.astype(np.float32) * ((high - low) / 255)
+            lowest = min(lowest, plane.min())
+            volume.stored[..., k] = to_dtype(plane, dtype)
+        stream.read(1)  # past the last voxel: makes gzip compare the checksum
+    if lowest >= 0:
+        logger.warning("%s: no value is below 0; air would be -1000 HU. Is this a volume in HU?", path)
+    return volume.tensor(source)
+
+
+def check_nifti(path: Path, *, eight_bit_window: tuple[float, float] | None) -> SeriesSummary:
+    """All that loading checks before it reads voxels."""
+    with _readable(path) as stream:
+        image, affine, _ = _checked_header(path, stream, eight_bit_window)
+    return SeriesSummary(tuple(image.shape), affine)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked; whatever goes wrong with them is a SeriesError."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-            image = _open_image(path, stream)
-            slope_is_set = image.dataobj.slope != 1 or image.dataobj.inter != 0
-            windowed = _needs_window(path, image, eight_bit_window) if not slope_is_set else False
-            volume = RASBuffer.allocate(image.shape, _checked_affine(path, image), dtype)
-            lowest = np.inf
-            for k in range(image.shape[2]):
-                plane = np.asarray(image.dataobj[..., k])
-                if not np.isfinite(plane).all():
-                    raise SeriesError(f"{path}: expected finite values, found NaN or infinity in slice {k}.")
-                if windowed and eight_bit_window is not None:
-                    low, high = eight_bit_window
-                    plane = low + plane.astype(np.float32) * ((high - low) / 255)
-                lowest = min(lowest, plane.min())
-                volume.stored[..., k] = to_dtype(plane, dtype)
-            stream.read(1)  # past the last voxel: makes gzip compare the checksum
+            yield stream
     except SeriesError:
         raise
     except UNREADABLE as error:
         raise SeriesError(
             f"{path}: expected a readable NIfTI file, found a damaged or foreign one ({type(error).__name__}: {error})."
         ) from error
-    if lowest >= 0:
-        logger.warning("%s: no value is below 0; air would be -1000 HU. Is this a volume in HU?", path)
-    return volume.tensor(source)
+
+
+def _checked_header(
+    path: Path, stream: IO[bytes], window: tuple[float, float] | None
+) -> tuple[nib.Nifti1Image, np.ndarray, bool]:
+    """The image (voxels stay in the stream, where they must all be unless it is packed), its affine, and whether its
+    values are to be mapped back to HU."""
+    image = _open_image(path, stream)
+    data, size = image.dataobj, path.stat().st_size
+    end = data.offset + data.dtype.itemsize * int(np.prod(image.shape))
+    if isinstance(stream, io.BufferedReader) and size < end:
+        raise SeriesError(f"{path}: expected a readable NIfTI file of {end} bytes, found {size}: it is cut off.")
+    slope_is_set = image.dataobj.slope != 1 or image.dataobj.inter != 0
+    windowed = _needs_window(path, image, window) if not slope_is_set else False
+    return image, _checked_affine(path, image), windowed
 
 
 def _open_image(path: Path, stream: IO[bytes]) -> nib.Nifti1Image:
