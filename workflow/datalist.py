@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 RSNA_IMAGES = ("train_images", "test_images")
 RSNA_MASKS = "segmentations"
 PARTS = ("training", "validation", "test")
+ALL = "all"  # what is prepared ahead or checked
 
 
 class DatalistError(ValueError):
@@ -128,6 +129,13 @@ def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[s
     return items
 
 
+def load_sections(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None) -> list[dict]:
+    """The series of all sections of a datalist; see `load_datalist`."""
+    content = _read_json(Path(path).expanduser())
+    sections = [part for part in PARTS if isinstance(content, dict) and part in content] or ["training"]
+    return [item for section in sections for item in load_datalist(path, dataset_dir, section)]
+
+
 def select_part(
     items: list[dict], part: str, *, folds_file: str | None, fold: int, val_fraction: float, seed: int
 ) -> list[dict]:
@@ -210,9 +218,11 @@ def unlabelled_datalist(
     """The series to pretrain on (or to hold out): from `datalist` where given, else everything below `dataset_dir`.
 
     A datalist that names its own ``validation`` (or ``test``) section is taken at its word; see `select_part` for the
-    rest.
+    rest. The part ``all`` is every series, whatever its part.
     """
     if datalist is not None:
+        if part == ALL:
+            return load_sections(datalist, dataset_dir)
         if has_own_parts(datalist, part, folds_file):
             return load_datalist(datalist, dataset_dir, part)
         items = load_datalist(datalist, dataset_dir, "training")
@@ -220,4 +230,6 @@ def unlabelled_datalist(
         items = find_series(dataset_dir, exclude, cache_dir=cache_dir)
     else:
         raise DatalistError("neither dataset_dir nor datalist is given")
+    if part == ALL:
+        return items
     return select_part(items, part, folds_file=folds_file, fold=fold, val_fraction=val_fraction, seed=seed)
