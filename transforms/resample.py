@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import map_coordinates
+import torch
+from torch.nn.functional import grid_sample
 
 from .dicom_geometry import LPS_TO_RAS, SliceStack
 from .geometry import RASBuffer, check_size, to_dtype
@@ -66,7 +67,22 @@ def resample_stack(folder: Path, source: np.ndarray, stack: SliceStack, dtype: n
         slice_ += (height - np.clip(height, 0, distances[-1])) / affine[2, 2]  # beyond the first or last slice
         index = np.stack([*np.moveaxis((point - origin) @ in_plane / pixel, -1, 0), slice_])  # [3, X, Y]
         clipped = np.clip(index, 0, limits)
-        plane = map_coordinates(source, clipped, output=np.float32, order=1, mode="nearest")
+        plane = _interpolate(source, clipped)
         plane[(np.abs(index - clipped) > TOLERANCE).any(axis=0)] = AIR
         volume.stored[..., k] = to_dtype(plane, dtype)
     return replace(volume, source_affine=stack.affine, source_shape=source.shape)
+
+
+def _interpolate(source: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Linear interpolation of `source` [I, J, K] at `index` [3, X, Y] inside it: [X, Y] float32."""
+    first = min(int(index[2].min()), source.shape[2] - 2)  # only the slices that are needed become float32
+    slab = source[..., first : int(index[2].max()) + 2].astype(np.float32)
+    ends = np.maximum(np.array(slab.shape) - 1, 1)[:, None, None]
+    grid = (
+        2 * (index - np.array([0, 0, first])[:, None, None]) / ends - 1
+    )  # -1 is the first voxel's centre, 1 the last's
+    grid = torch.from_numpy(np.moveaxis(grid[::-1], 0, -1).astype(np.float32))  # torch counts the last axis first
+    sampled = grid_sample(
+        torch.from_numpy(slab)[None, None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return sampled[0, 0, 0].numpy()
