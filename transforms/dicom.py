@@ -13,16 +13,17 @@ from monai.data import MetaTensor
 from pydicom.pixels import get_decoder, pixel_array
 
 from .dicom_geometry import SliceStack, stack_slices
-from .dicom_headers import SliceHeader, read_series
+from .dicom_headers import SliceHeader, list_reasons, read_series
 from .errors import DAMAGED, SeriesError
 from .geometry import RASBuffer, to_dtype
+from .resample import resample_stack
 
 __all__ = ["load_dicom"]
 
 logger = logging.getLogger(__name__)
 
 
-def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, source: str) -> MetaTensor:
+def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, resample: bool, source: str) -> MetaTensor:
     """The HU volume of the one CT series in a folder, or of a DICOM file's own series.
 
     Headers are read and the geometry is checked before any pixel is decoded. Stored values become HU by each slice's
@@ -31,18 +32,41 @@ def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, source: s
     """
     headers, skipped = read_series(path, series_uid)
     folder = headers[0].path.parent
-    stack = stack_slices(folder, headers)
+    stack = stack_slices(folder, headers, resample=resample)
     _check_decoders(folder, stack.slices)
-    volume = RASBuffer.allocate(stack.shape, stack.affine, dtype)
-    for k, header in enumerate(stack.slices):
-        volume.stored[..., k] = to_dtype(_decode(header), dtype).T
-    _check_duplicates(stack, volume, dtype)
+    if stack.irregular:
+        stored = np.empty(stack.shape[::-1], dtype=dtype).transpose(2, 1, 0)
+        _decode_stack(stack, stored, dtype)
+        volume = resample_stack(folder, stored, stack, dtype)
+        logger.warning(
+            "%s: %s, resampled to %s voxels.", folder, stack.irregular, " x ".join(map(str, volume.stored.shape))
+        )
+    else:
+        volume = RASBuffer.allocate(stack.shape, stack.affine, dtype)
+        _decode_stack(stack, volume.stored, dtype)
     if skipped or stack.duplicates:
         logger.warning(
-            "%s: %d slices; %d files skipped that are no CT slice, %d identical duplicates dropped.",
-            folder, len(stack.slices), skipped, len(stack.duplicates),
+            "%s: %d slices; %d files skipped that are no CT slice%s, %d identical duplicates dropped.",
+            folder, len(stack.slices), skipped.total(), list_reasons(skipped, " ({})"), len(stack.duplicates),
         )  # fmt: skip
-    return volume.tensor(source, skipped_files=skipped, dropped_duplicates=len(stack.duplicates))
+    return volume.tensor(
+        source,
+        skipped_files=skipped.total(),
+        dropped_duplicates=len(stack.duplicates),
+        resampled=bool(stack.irregular),
+    )
+
+
+def _decode_stack(stack: SliceStack, stored: np.ndarray, dtype: np.dtype) -> None:
+    """Decode each slice to its place in `stored` [columns, rows, slices], and compare its duplicates."""
+    for k, header in enumerate(stack.slices):
+        stored[..., k] = to_dtype(_decode(header), dtype).T
+    for k, header in stack.duplicates:
+        if not np.array_equal(to_dtype(_decode(header), dtype).T, stored[..., k]):
+            raise SeriesError(  # which of them belongs to the volume is unknown
+                f"{header.path}: expected one image at each position, found another than"
+                f" {stack.slices[k].path.name} at the same place."
+            )
 
 
 def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:
@@ -53,7 +77,7 @@ def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:
         except NotImplementedError as error:
             raise SeriesError(
                 f"{folder}: expected pixel data that pydicom can decode, found the transfer syntax"
-                f" {syntax.name or 'none'} ({syntax})."
+                f" {syntax.name or 'none'}."
             ) from error
         if not decoder.is_available:
             missing = "; ".join(decoder.missing_dependencies)
@@ -74,13 +98,3 @@ def _decode(header: SliceHeader) -> np.ndarray:
     if header.slope == 1 and header.intercept.is_integer():
         return stored.astype(np.int32) + int(header.intercept)
     return stored * header.slope + header.intercept
-
-
-def _check_duplicates(stack: SliceStack, volume: RASBuffer, dtype: np.dtype) -> None:
-    """Refuse two different images at one position: which of them belongs to the volume is unknown."""
-    for k, header in stack.duplicates:
-        if not np.array_equal(to_dtype(_decode(header), dtype).T, volume.stored[..., k]):
-            raise SeriesError(
-                f"{header.path}: expected one image at each position, found another than"
-                f" {stack.slices[k].path.name} at the same place."
-            )

@@ -23,6 +23,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from traceback import format_exception
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .errors import root_cause
+from .privacy import redact
 
 __all__ = ["CheckedWorkflow", "RefusedValue", "UnknownOverride", "check_overrides", "running_config"]
 
@@ -123,9 +125,12 @@ def _normalise(name: str) -> str:
 
 
 def explain_last(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Exception hook of the command line: after MONAI's nested traceback the last line says what was wrong."""
-    sys.__excepthook__(kind, error, traceback)
-    sys.stderr.write(f"\nerror: {root_cause(error)}\n")
+    """Exception hook of the command line: after MONAI's nested traceback the last line says what was wrong.
+
+    Without DICOM UIDs, as the logs: both are what people paste into an issue.
+    """
+    whole = "".join(format_exception(kind, error, traceback))
+    sys.stderr.write(redact(f"{whole}\nerror: {root_cause(error)}\n"))
 
 
 def check_overrides(argv: Sequence[str] | None = None) -> None:
