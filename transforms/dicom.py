@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from .errors import DAMAGED, SeriesError
 from .geometry import RASBuffer, to_dtype
 from .resample import resample_stack
 
-__all__ = ["load_dicom"]
+__all__ = ["check_dicom", "load_dicom"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +31,8 @@ def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, resample:
     own RescaleSlope and RescaleIntercept; presentation (window, MONOCHROME1) plays no part. Both tags are required,
     type 1 in the CT IOD: without them a stored 1000 may be bone or water, and nothing is guessed.
     """
-    headers, skipped = read_series(path, series_uid)
-    folder = headers[0].path.parent
-    stack = stack_slices(folder, headers, resample=resample)
-    _check_decoders(folder, stack.slices)
+    stack, skipped = check_dicom(path, series_uid=series_uid, resample=resample)
+    folder = stack.slices[0].path.parent
     if stack.irregular:
         stored = np.empty(stack.shape[::-1], dtype=dtype).transpose(2, 1, 0)
         _decode_stack(stack, stored, dtype)
@@ -58,15 +57,25 @@ def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, resample:
 
 
 def _decode_stack(stack: SliceStack, stored: np.ndarray, dtype: np.dtype) -> None:
-    """Decode each slice to its place in `stored` [columns, rows, slices], and compare its duplicates."""
+    """Decode each slice to its place in `stored` [columns, rows, slices]."""
     for k, header in enumerate(stack.slices):
         stored[..., k] = to_dtype(_decode(header), dtype).T
-    for k, header in stack.duplicates:
-        if not np.array_equal(to_dtype(_decode(header), dtype).T, stored[..., k]):
-            raise SeriesError(  # which of them belongs to the volume is unknown
-                f"{header.path}: expected one image at each position, found another than"
-                f" {stack.slices[k].path.name} at the same place."
-            )
+
+
+def check_dicom(path: Path, *, series_uid: str | None, resample: bool) -> tuple[SliceStack, Counter[str]]:
+    """All that loading checks before it decodes: the slices in order, and how many files were skipped for which reason.
+
+    Pixels are decoded only of images at one position, which must be the same.
+    """
+    headers, skipped = read_series(path, series_uid)
+    folder = headers[0].path.parent
+    stack = stack_slices(folder, headers, resample=resample)
+    _check_decoders(folder, headers)
+    for header in headers:
+        if header.missing_pixels:
+            raise _damaged(header, header.missing_pixels)
+    _check_duplicates(stack)
+    return stack, skipped
 
 
 def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:
@@ -89,12 +98,24 @@ def _decode(header: SliceHeader) -> np.ndarray:
     try:
         stored = pixel_array(header.path)
     except DAMAGED as error:
-        raise SeriesError(
-            f"{header.path}: expected pixel data ({header.transfer_syntax.name}), found it truncated or damaged"
-            f" ({type(error).__name__}: {error})."
-        ) from error
+        raise _damaged(header, f"{type(error).__name__}: {error}") from error
     if stored.shape != tuple(header.matrix):
         raise SeriesError(f"{header.path}: expected {tuple(header.matrix.tolist())} pixels, found {stored.shape}.")
     if header.slope == 1 and header.intercept.is_integer():
         return stored.astype(np.int32) + int(header.intercept)
     return stored * header.slope + header.intercept
+
+
+def _damaged(header: SliceHeader, found: str) -> SeriesError:
+    syntax = header.transfer_syntax.name
+    return SeriesError(f"{header.path}: expected pixel data ({syntax}), found it truncated or damaged ({found}).")
+
+
+def _check_duplicates(stack: SliceStack) -> None:
+    """Refuse two different images at one position: which of them belongs to the volume is unknown."""
+    for k, header in stack.duplicates:
+        if not np.array_equal(_decode(header), _decode(stack.slices[k])):
+            raise SeriesError(
+                f"{header.path}: expected one image at each position, found another than"
+                f" {stack.slices[k].path.name} at the same place."
+            )

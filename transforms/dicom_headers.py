@@ -20,6 +20,7 @@ from pydicom.uid import (
 
 from workflow.privacy import pseudonym
 
+from .dicom_pixels import missing_pixels
 from .errors import DAMAGED, SeriesError
 
 __all__ = ["SliceHeader", "list_reasons", "read_series"]
@@ -31,9 +32,9 @@ NOT_HU = {"OD", "HU_MOD", "MGML", "PCT", "Z_EFF", "ED", "EDW", "IR", "IU"}
 # Only these are parsed: it is faster, and no name, identifier or date of a patient is ever in memory.
 HEADER_TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "FrameOfReferenceUID", "NumberOfFrames",
-    "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "PixelSpacing",
-    "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType",
-    "SeriesNumber", "SliceThickness",
+    "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored",
+    "PixelRepresentation", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
+    "RescaleIntercept", "RescaleType", "SeriesNumber", "SliceThickness",
 ]  # fmt: skip
 
 
@@ -50,6 +51,7 @@ class SliceHeader:
     position: np.ndarray  # [3] centre of the first pixel
     slope: float
     intercept: float
+    missing_pixels: str  # what is found instead of a whole image; empty where it is whole
 
 
 def list_reasons(skipped: Counter[str], form: str = "{}") -> str:
@@ -88,7 +90,10 @@ def read_series(path: Path, series_uid: str | None) -> tuple[list[SliceHeader], 
 def _read_header(file: Path) -> pydicom.Dataset | None:
     """Header tags of a file; None where it is no DICOM."""
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+        with file.open("rb") as stream:
+            dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+            dataset.missing_pixels = missing_pixels(stream, dataset)
+            return dataset
     except InvalidDicomError:
         return None
     except DAMAGED as error:
@@ -163,6 +168,12 @@ def _parse(file: Path, dataset: pydicom.Dataset) -> SliceHeader:
     bits = _numbers(file, dataset, "BitsAllocated", 1)[0]
     if bits != 16:
         raise SeriesError(f"{file}: expected CT values of 16 bits, found {bits:g} bits allocated; 8 bits hold no HU.")
+    for tag, possible in (("SamplesPerPixel", [1]), ("BitsStored", range(1, 17)), ("PixelRepresentation", [0, 1])):
+        found = _numbers(file, dataset, tag, 1)[0]
+        if found not in possible:
+            raise SeriesError(f"{file}: expected a {tag} of {possible[0]} to {possible[-1]}, found {found:g}.")
+    if not dataset.get("PhotometricInterpretation"):
+        raise SeriesError(f"{file}: expected a PhotometricInterpretation, found none.")
     rescale_type = str(dataset.get("RescaleType") or "HU").strip().upper()
     if rescale_type in NOT_HU:
         raise SeriesError(f"{file}: expected values in HU, found Rescale Type {rescale_type}.")
@@ -182,6 +193,7 @@ def _parse(file: Path, dataset: pydicom.Dataset) -> SliceHeader:
         position=_numbers(file, dataset, "ImagePositionPatient", 3),
         slope=slope,
         intercept=_numbers(file, dataset, "RescaleIntercept", 1)[0],
+        missing_pixels=dataset.missing_pixels,
     )
 
 

@@ -16,7 +16,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from .errors import SeriesError
 
-__all__ = ["RASBuffer", "check_size", "to_dtype"]
+__all__ = ["RASBuffer", "SeriesSummary", "check_size", "to_dtype"]
 
 MAX_SIDE = 4096  # pixels; CT matrices end at 2048
 MAX_VOXELS = 2**31  # 4 GB of int16; 1,500 slices of 1024 x 1024 fit
@@ -42,6 +42,22 @@ def to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if values.dtype.kind == "f":
         values = np.rint(values)
     return np.clip(values, info.min, info.max)
+
+
+@dataclass(frozen=True)
+class SeriesSummary:
+    """What is known of a usable series before its voxels are read."""
+
+    shape: tuple[int, int, int]  # columns, rows, slices as stored
+    affine: np.ndarray  # stored voxel (i, j, k) -> RAS mm, [4, 4] float64
+    skipped_files: int = 0
+    dropped_duplicates: int = 0
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """mm between columns, rows and slices."""
+        x, y, z = nib.affines.voxel_sizes(self.affine).tolist()
+        return x, y, z
 
 
 @dataclass

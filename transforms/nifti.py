@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -17,9 +20,9 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from .errors import DAMAGED, SeriesError
-from .geometry import RASBuffer, check_size, to_dtype
+from .geometry import RASBuffer, SeriesSummary, check_size, to_dtype
 
-__all__ = ["is_nifti", "load_nifti"]
+__all__ = ["check_nifti", "is_nifti", "load_nifti"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,23 +41,50 @@ def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, fl
 
     The stream is read once, in the order of the file and to its end, so that a damaged .gz fails its checksum.
     """
+    with _readable(path) as stream:
+        image, affine = _checked_header(path, stream)
+        volume = RASBuffer.allocate(image.shape, affine, dtype)
+        eight_bit = _fill(path, image, volume, dtype)
+        stream.read(1)  # past the last voxel: makes gzip compare the checksum
+    if eight_bit:
+        _undo_window(path, volume, eight_bit_window, dtype)
+    elif volume.buffer.min() >= 0:
+        logger.warning("%s: no value is below 0; air would be -1000 HU. Is this a volume in HU?", path)
+    return volume.tensor(source)
+
+
+def check_nifti(path: Path, *, eight_bit_window: tuple[float, float] | None) -> SeriesSummary:
+    """All that loading checks before it reads voxels."""
+    with _readable(path) as stream:
+        image, affine = _checked_header(path, stream)
+        scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
+    if image.get_data_dtype() == np.uint8 and not scaled and eight_bit_window is None:
+        raise _eight_bit(path)
+    return SeriesSummary(tuple(image.shape), affine)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked; whatever goes wrong with them is a SeriesError."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-            image = _open_image(path, stream)
-            volume = RASBuffer.allocate(image.shape, _checked_affine(path, image), dtype)
-            eight_bit = _fill(path, image, volume, dtype)
-            stream.read(1)  # past the last voxel: makes gzip compare the checksum
+            yield stream
     except SeriesError:
         raise
     except UNREADABLE as error:
         raise SeriesError(
             f"{path}: expected a readable NIfTI file, found a damaged or foreign one ({type(error).__name__}: {error})."
         ) from error
-    if eight_bit:
-        _undo_window(path, volume, eight_bit_window, dtype)
-    elif volume.buffer.min() >= 0:
-        logger.warning("%s: no value is below 0; air would be -1000 HU. Is this a volume in HU?", path)
-    return volume.tensor(source)
+
+
+def _checked_header(path: Path, stream: IO[bytes]) -> tuple[nib.Nifti1Image, np.ndarray]:
+    """The image (voxels stay in the stream, where they must all be unless it is packed) and its affine."""
+    image = _open_image(path, stream)
+    data, size = image.dataobj, path.stat().st_size
+    end = data.offset + data.dtype.itemsize * int(np.prod(image.shape))
+    if isinstance(stream, io.BufferedReader) and size < end:
+        raise SeriesError(f"{path}: expected a readable NIfTI file of {end} bytes, found {size}: it is cut off.")
+    return image, _checked_affine(path, image)
 
 
 def _fill(path: Path, image: nib.Nifti1Image, volume: RASBuffer, dtype: np.dtype) -> bool:
@@ -73,13 +103,17 @@ def _fill(path: Path, image: nib.Nifti1Image, volume: RASBuffer, dtype: np.dtype
     return bool(whole and (lowest == 0 or image.get_data_dtype() == np.uint8))
 
 
+def _eight_bit(path: Path) -> SeriesError:
+    return SeriesError(
+        f"{path}: expected HU, found 8-bit values 0..255, which were windowed once (or are labels). Say which HU"
+        " window they hold with eight_bit_window=(low, high)."
+    )
+
+
 def _undo_window(path: Path, volume: RASBuffer, window: tuple[float, float] | None, dtype: np.dtype) -> None:
     """Grey values 0..255 back to HU, in place. Which window they were made with cannot be guessed."""
     if window is None:
-        raise SeriesError(
-            f"{path}: expected HU, found 8-bit values 0..255, which were windowed once (or are labels). Say which HU"
-            " window they hold with eight_bit_window=(low, high)."
-        )
+        raise _eight_bit(path)
     low, high = window
     for plane in volume.buffer:
         plane[:] = to_dtype(low + plane.astype(np.float32) * ((high - low) / 255), dtype)

@@ -19,9 +19,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends
 
-from .dicom import load_dicom
+from .dicom import check_dicom, load_dicom
 from .errors import SeriesError
-from .nifti import is_nifti, load_nifti
+from .geometry import SeriesSummary
+from .nifti import check_nifti, is_nifti, load_nifti
 
 __all__ = ["LoadSeries", "LoadSeriesd"]
 
@@ -73,13 +74,30 @@ class LoadSeries(Transform):
     def __call__(self, path: PathLike) -> MetaTensor:
         """Load the volume at `path`."""
         source = os.fspath(path)
-        where = Path(source)
+        where = self._existing(source)
         dtype = np.dtype(self.dtype)
-        if not where.exists():
-            raise SeriesError(f"{where}: expected a DICOM folder, a DICOM file or a NIfTI file, found nothing there.")
         if where.is_file() and is_nifti(where):
             return load_nifti(where, dtype=dtype, eight_bit_window=self.eight_bit_window, source=source)
         return load_dicom(where, dtype=dtype, series_uid=self.series_uid, resample=self.resample, source=source)
+
+    def check(self, path: PathLike) -> SeriesSummary:
+        """Everything that can be said of the source at `path` without decoding its voxels.
+
+        Loading begins with the same checks: what they refuse, loading refuses with the same SeriesError. What they let
+        pass can still fail in loading, where bytes within compressed data are wrong.
+        """
+        where = self._existing(os.fspath(path))
+        if where.is_file() and is_nifti(where):
+            return check_nifti(where, eight_bit_window=self.eight_bit_window)
+        stack, skipped = check_dicom(where, series_uid=self.series_uid, resample=self.resample)
+        return SeriesSummary(stack.shape, stack.affine, skipped.total(), len(stack.duplicates))
+
+    @staticmethod
+    def _existing(source: str) -> Path:
+        where = Path(source)
+        if not where.exists():
+            raise SeriesError(f"{where}: expected a DICOM folder, a DICOM file or a NIfTI file, found nothing there.")
+        return where
 
 
 class LoadSeriesd(MapTransform):

@@ -27,7 +27,7 @@ from monai.transforms import Compose
 
 from .run import write_atomically
 
-__all__ = ["SlabCache", "describe"]
+__all__ = ["SlabCache", "cached_items", "describe", "slab_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,21 +95,28 @@ class SlabCache:
         self.key = key
         self._description = json.dumps([VERSION, describe(prepare)], sort_keys=True, default=str)
 
+    def sources(self, item: dict[str, Any]) -> tuple[str, ...]:
+        """The paths that the prepared volume is made of."""
+        return tuple(str(value) for k, value in sorted(item.items()) if k in (self.key, "mask") and value)
+
     def path_of(self, item: dict[str, Any]) -> Path | None:
         """The slab's path without suffix."""
         if self.folder is None:
             return None
-        source = [fingerprint(value) for k, value in sorted(item.items()) if k in (self.key, "mask") and value]
+        source = [fingerprint(path) for path in self.sources(item)]
         name = hashlib.sha256((self._description + json.dumps(source)).encode()).hexdigest()[:32]
         return self.folder / name[:2] / name
 
-    def load(self, item: dict[str, Any]) -> MetaTensor:
+    def load(self, item: dict[str, Any], path: Path | None = None) -> MetaTensor:
         """The prepared volume of an item, [C, X, Y, Z] over slice-major memory.
+
+        Args:
+            path: what `path_of` said of the item before; None asks it.
 
         Raises:
             whatever `prepare` raises, such as SeriesError.
         """
-        path = self.path_of(item)
+        path = self.path_of(item) if path is None else path
         if path is not None:
             try:
                 return self._read(path)
@@ -144,7 +151,15 @@ class SlabCache:
         os.replace(file.name, path.with_suffix(".npy"))  # last: a slab that is there is whole
 
 
+def slab_bytes(path: Path | None) -> int:
+    """Bytes on disk of the slab at a path that `SlabCache.path_of` gave; 0 where there is none."""
+    files = () if path is None else (path.with_suffix(suffix) for suffix in (".npy", ".json"))
+    try:
+        return sum(file.stat().st_size for file in files)
+    except FileNotFoundError:
+        return 0
+
+
 def cached_items(cache: SlabCache, items: Sequence[dict[str, Any]]) -> int:
     """How many of the items have a slab already."""
-    paths = (cache.path_of(item) for item in items)
-    return sum(path is not None and path.with_suffix(".npy").is_file() for path in paths)
+    return sum(slab_bytes(cache.path_of(item)) > 0 for item in items)

@@ -17,24 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydicom.misc import is_dicom
 from sklearn.model_selection import GroupShuffleSplit
+
+from .index import walk
 
 __all__ = ["DatalistError", "find_series", "load_datalist", "select_part", "unlabelled_datalist"]
 
 logger = logging.getLogger(__name__)
 
-NIFTI = (".nii", ".nii.gz")
 RSNA_IMAGES = ("train_images", "test_images")
 RSNA_MASKS = "segmentations"
 PARTS = ("training", "validation", "test")
+ALL = "all"  # what is prepared ahead or checked
 
 
 class DatalistError(ValueError):
     """The data folder, datalist or fold file is not what it should be; the message names it."""
 
 
-def find_series(dataset_dir: str | os.PathLike[str], exclude: Sequence[str] = ()) -> list[dict[str, Any]]:
+def find_series(
+    dataset_dir: str | os.PathLike[str], exclude: Sequence[str] = (), *, cache_dir: str | os.PathLike[str] | None = None
+) -> list[dict[str, Any]]:
     """Every DICOM series folder and NIfTI file below a folder, at any depth, in a stable order.
 
     Below a folder ``train_images`` or ``test_images`` (an RSNA tree, anywhere) the patient is the next folder's name,
@@ -44,6 +47,7 @@ def find_series(dataset_dir: str | os.PathLike[str], exclude: Sequence[str] = ()
     Args:
         dataset_dir: the folder to search, a folder that is itself a series, or one file.
         exclude: patterns (as in a shell) of paths below it to pass over, such as ``*mask*``.
+        cache_dir: keeps an index of the folders (see `workflow.index`); None lists them all.
 
     Raises:
         DatalistError: if it does not exist or holds no series.
@@ -54,7 +58,7 @@ def find_series(dataset_dir: str | os.PathLike[str], exclude: Sequence[str] = ()
     if not root.is_dir():
         raise DatalistError(f"dataset_dir: expected a folder or file, found none at {root}")
     items, passed_over = [], 0
-    for path in _series_paths(root):
+    for path in _series_paths(root, cache_dir):
         name = path.relative_to(root).as_posix() if path != root else path.name
         if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in exclude):
             passed_over += 1
@@ -76,24 +80,17 @@ def _identify(path: Path, name: str) -> dict[str, str]:
     return {"patient_id": name, "series_id": name}
 
 
-def _series_paths(top: Path) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(top, followlinks=True):
-        subfolders.sort()
-        if RSNA_IMAGES[0] in subfolders and RSNA_MASKS in subfolders:
-            subfolders.remove(RSNA_MASKS)
-        here = Path(folder)
-        yield from (here / name for name in sorted(files) if name.lower().endswith(NIFTI))
-        if any(_is_dicom_file(here / name) for name in sorted(files) if not name.lower().endswith(NIFTI)):
+def _series_paths(top: Path, cache_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+    masks: list[str] = []
+    for folder in walk(top, cache_dir):
+        if any(f"{folder.path}/".startswith(f"{name}/") for name in masks):
+            continue
+        if RSNA_IMAGES[0] in folder.subfolders and RSNA_MASKS in folder.subfolders:
+            masks.append(f"{folder.path}/{RSNA_MASKS}".lstrip("/"))
+        here = top / folder.path
+        yield from (here / name for name in folder.nifti)
+        if folder.dicom:
             yield here
-
-
-def _is_dicom_file(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        return True
-    # PACS exports often have no extension, or are named by a UID, whose last number looks like one: then the file's own
-    # mark decides
-    named_by_uid = path.suffix[1:].isdigit()
-    return (path.suffix == "" or named_by_uid) and path.name != "DICOMDIR" and is_dicom(path)
 
 
 def _read_json(path: Path) -> Any:
@@ -130,6 +127,13 @@ def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[s
             {**entry, "image": str(image), "patient_id": str(entry.get("patient_id", name)), "series_id": name}
         )
     return items
+
+
+def load_sections(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None) -> list[dict]:
+    """The series of all sections of a datalist; see `load_datalist`."""
+    content = _read_json(Path(path).expanduser())
+    sections = [part for part in PARTS if isinstance(content, dict) and part in content] or ["training"]
+    return [item for section in sections for item in load_datalist(path, dataset_dir, section)]
 
 
 def select_part(
@@ -209,18 +213,23 @@ def unlabelled_datalist(
     fold: int = 0,
     val_fraction: float = 0.1,
     seed: int = 0,
+    cache_dir: str | None = None,
 ) -> list[dict]:
     """The series to pretrain on (or to hold out): from `datalist` where given, else everything below `dataset_dir`.
 
     A datalist that names its own ``validation`` (or ``test``) section is taken at its word; see `select_part` for the
-    rest.
+    rest. The part ``all`` is every series, whatever its part.
     """
     if datalist is not None:
+        if part == ALL:
+            return load_sections(datalist, dataset_dir)
         if has_own_parts(datalist, part, folds_file):
             return load_datalist(datalist, dataset_dir, part)
         items = load_datalist(datalist, dataset_dir, "training")
     elif dataset_dir is not None:
-        items = find_series(dataset_dir, exclude)
+        items = find_series(dataset_dir, exclude, cache_dir=cache_dir)
     else:
         raise DatalistError("neither dataset_dir nor datalist is given")
+    if part == ALL:
+        return items
     return select_part(items, part, folds_file=folds_file, fold=fold, val_fraction=val_fraction, seed=seed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from monai.transforms import Compose, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
-from .cache import SlabCache
+from .cache import SlabCache, slab_bytes
 from .errors import root_cause
 
 __all__ = ["EpochSampler", "PreparationError", "SeriesDataset", "SlabDataset", "collate_plain"]
@@ -104,13 +105,19 @@ class SlabDataset(Dataset):
         self.transform, self.seed, self.skip_failed, self.key = transform, seed, skip_failed, key
         self.num_workers = num_workers
         self.failed: list[tuple[str, str]] = []
+        # Slab of each series, so that its files are looked at once a run and not at each step. `prepare_all` fills it
+        # before the workers of a training start, which get a copy.
+        self.slabs: dict[tuple[str, ...], Path | None] = {}
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, number: int) -> Any:
         item = dict(self.data[number % len(self.data)])
-        item[self.key] = self.cache.load(item)
+        sources = self.cache.sources(item)
+        if sources not in self.slabs:
+            self.slabs[sources] = self.cache.path_of(item)
+        item[self.key] = self.cache.load(item, self.slabs[sources])
         if self.transform is None:
             return item
         if isinstance(self.transform, Randomizable):
@@ -124,11 +131,7 @@ class SlabDataset(Dataset):
         Raises:
             PreparationError: listing every series that failed and why, unless `skip_failed`.
         """
-        if self.cache.folder is None:
-            logger.warning("cache_dir is null: every series is read and prepared again at each step")
-        results = DataLoader(_Preparation(self.cache, self.data), batch_size=None, num_workers=self.num_workers)
-        errors = list(tqdm(results, desc="preparing series", unit="series", leave=False, mininterval=1.0))
-        self.failed = [(item[self.key], error) for item, error in zip(self.data, errors, strict=True) if error]
+        self.prepare_each()
         if not self.failed:
             return
         listing = "\n".join(f"  {path}: {error}" for path, error in self.failed)
@@ -138,6 +141,25 @@ class SlabDataset(Dataset):
         logger.warning(message)
         bad = {path for path, _ in self.failed}
         self.data = [item for item in self.data if item[self.key] not in bad]
+
+    def prepare_each(self) -> int:
+        """Prepare every series; those that cannot be are listed in `failed` and stay in the dataset.
+
+        Returns:
+            how many were in the cache already.
+        """
+        if self.cache.folder is None:
+            logger.warning("cache_dir is null: every series is read and prepared again at each step")
+        results = DataLoader(_Preparation(self.cache, self.data), batch_size=None, num_workers=self.num_workers)
+        bar = tqdm(results, desc="preparing series", unit="series", leave=False, mininterval=1.0)
+        self.failed, present = [], 0
+        for item, (error, slab, was_there) in zip(self.data, bar, strict=True):
+            present += was_there
+            if error:
+                self.failed.append((item[self.key], error))
+            else:
+                self.slabs[self.cache.sources(item)] = slab
+        return present
 
 
 class SeriesDataset(Dataset):
@@ -168,7 +190,8 @@ class SeriesDataset(Dataset):
 
 
 class _Preparation(Dataset):
-    """Prepares item i when asked for it; gives the reason if that failed, else an empty string."""
+    """Prepares item i when asked for it; gives the reason if that failed (else an empty string), the slab's path and
+    whether it was there before."""
 
     def __init__(self, cache: SlabCache, data: Sequence[dict[str, Any]]) -> None:
         self.cache, self.data = cache, data
@@ -176,12 +199,14 @@ class _Preparation(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> tuple[str, Path | None, bool]:
         try:
-            self.cache.load(self.data[index])
+            slab = self.cache.path_of(self.data[index])
+            was_there = slab_bytes(slab) > 0
+            self.cache.load(self.data[index], slab)
         except (RuntimeError, ValueError, OSError) as error:
-            return root_cause(error)
-        return ""
+            return root_cause(error), None, False
+        return "", slab, was_there
 
 
 def collate_plain(items: Sequence[Any]) -> Any:

@@ -245,7 +245,9 @@ def test_commands_run(root: Path, phantoms: Path, bundle: str, tmp_path: Path, m
 def check_results(bundle: str, output: Path) -> None:
     """The files that the README promises."""
     runs = {path.name for path in output.iterdir() if path.is_dir()} - {"cache"}
-    for name in runs - {"evaluation", "health", "inference", "embeddings", "pretrain"} | (
+    prepared = json.loads((output / "prepare" / "prepare.json").read_text(encoding="utf-8"))
+    assert prepared["series"] == prepared["prepared"] > 0 == prepared["failed"]
+    for name in runs - {"check", "prepare", "evaluation", "health", "inference", "embeddings", "pretrain"} | (
         {"pretrain"} if bundle == "voco2d_pretrain" else set()
     ):
         found = {path.name for path in (output / name).iterdir()}
@@ -255,6 +257,8 @@ def check_results(bundle: str, output: Path) -> None:
         figures = json.loads((output / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
         assert {"score", "mAP", "auc", "baseline"} <= set(figures)
         assert len(pd.read_csv(output / "inference" / "predictions.csv")) == 1
+        assert pd.read_csv(output / "check" / "check.csv")["usable"].all()
+        assert pd.read_csv(output / "check" / "problems.csv").empty
         assert (output / "inference" / "series" / "000001.json").is_file()
         assert torch.jit.load(output / "model.ts")(torch.rand(2, 1, 32, 32, 3)).shape == (2, 11)
     else:

@@ -86,7 +86,7 @@ def test_a_fold_file_decides_where_there_is_one_for_both_bundles(tree, table, tm
     [
         ({"part": "test"}, "no test series: without a folds_file there are folds 0 to 4 and no test"),
         ({"part": "validation", "fold": 5}, "no validation series: without a folds_file there are folds 0 to 4"),
-        ({"part": "valid"}, r"part: expected one of \('training', 'validation', 'test'\), got 'valid'"),
+        ({"part": "valid"}, r"part: expected one of \('training', 'validation', 'test', 'all'\), got 'valid'"),
     ],
 )
 def test_a_part_that_is_none_is_an_error(tree, table, options, message):

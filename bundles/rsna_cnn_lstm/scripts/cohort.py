@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workflow.datalist import PARTS, DatalistError, has_own_parts, load_datalist, select_part
+from workflow.datalist import ALL, PARTS, DatalistError, has_own_parts, load_datalist, load_sections, select_part
 from workflow.folds import make_folds
 
 from .datalist import rsna_datalist
@@ -29,6 +29,7 @@ def labelled_series(
     num_folds: int = 5,
     seed: int = 0,
     strata: LabelTable | None = None,
+    cache_dir: str | None = None,
 ) -> list[dict[str, Any]]:
     """Items with ``image``, ``patient_id``, ``series_id`` and ``label`` ([G] class indices) of one part.
 
@@ -37,31 +38,34 @@ def labelled_series(
         labels: the label table.
         datalist: JSON ``{"training": [{"image": ..., "patient_id": ..., "liver": "low", ...}]}`` with a class name for
             each group (a missing group is masked); None reads the RSNA tree.
-        part: ``training``, ``validation`` or ``test``.
+        part: ``training``, ``validation`` or ``test``; ``all`` for every series, whatever its part.
         folds_file: fold file (see `workflow.datalist.select_part`). None makes `num_folds` folds from `seed`, the same
             each time; they have no test part. A datalist with a ``validation`` section is taken at its word instead.
         fold: the validation fold.
         strata: the whole label table where `labels` is a selection of it; the folds are stratified on it.
+        cache_dir: keeps an index of the tree's folders.
 
     Raises:
         DatalistError: for unknown classes or an empty part. ValueError: for a tree that does not fit its CSV files.
     """
-    if part not in PARTS:
-        raise DatalistError(f"part: expected one of {PARTS}, got {part!r}")
+    if part not in (*PARTS, ALL):
+        raise DatalistError(f"part: expected one of {(*PARTS, ALL)}, got {part!r}")
     if datalist is None and dataset_dir is None:
         raise DatalistError("neither dataset_dir nor datalist is given")
     if datalist is None:
-        items = rsna_datalist(dataset_dir, labels)
+        items = rsna_datalist(dataset_dir, labels, cache_dir=cache_dir)
+    elif part == ALL:
+        items = [{**item, "label": _classes(item, labels, datalist)} for item in load_sections(datalist, dataset_dir)]
     else:
         own_parts = has_own_parts(datalist, part, folds_file)
         items = load_datalist(datalist, dataset_dir, part if own_parts else "training")
         items = [{**item, "label": _classes(item, labels, datalist)} for item in items]
     wanted = ("image", "patient_id", "series_id", "label")
     items = [{key: item[key] for key in wanted} for item in items]
-    if datalist is not None and own_parts:
+    if part == ALL or (datalist is not None and own_parts):
         return items
     if folds_file is None:
-        folds = make_folds(_with_all_labels(items, dataset_dir, datalist, labels, strata), num_folds, seed)
+        folds = make_folds(_with_all_labels(items, dataset_dir, datalist, labels, strata, cache_dir), num_folds, seed)
         of_patient = dict(zip(folds["patient_id"], folds["fold"], strict=True))
         held_out = [of_patient[item["patient_id"]] == fold for item in items]
         chosen = [item for item, out in zip(items, held_out, strict=True) if out == (part == "validation")]
@@ -79,12 +83,13 @@ def _with_all_labels(
     datalist: str | None,
     labels: LabelTable,
     strata: LabelTable | None,
+    cache_dir: str | None,
 ) -> list[dict[str, Any]]:
     """The items with the labels of `strata`, so that the folds do not depend on the groups that are trained."""
     if strata is None or strata.group_names == labels.group_names:
         return items
     if datalist is None:
-        return rsna_datalist(dataset_dir, strata)
+        return rsna_datalist(dataset_dir, strata, cache_dir=cache_dir)
     entries = load_datalist(datalist, dataset_dir, "training")
     return [{**item, "label": _classes(item, strata, datalist)} for item in entries]
 

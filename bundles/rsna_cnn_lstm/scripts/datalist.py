@@ -11,17 +11,19 @@ dataset_dir/
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .labels import MISSING, LabelTable, first_few
+from workflow.index import walk
 
-__all__ = ["datalist_solution", "read_labels", "rsna_datalist"]
+from .labels import MISSING, LabelTable, first_few, raise_error
+
+__all__ = ["RSNATree", "datalist_solution", "read_labels", "read_tree", "rsna_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ def rsna_datalist(
     labels_csv: str | Path | None = None,
     split: str = "train",
     strict: bool = True,
+    cache_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """The series of one split with their patients' labels.
 
@@ -42,6 +45,7 @@ def rsna_datalist(
             lack (no labels).
         split: the series are those of ``<split>_images``.
         strict: ``False`` keeps what has both images and a label and logs the rest, for a part of the set.
+        cache_dir: keeps an index of the folders (see `workflow.index`); None lists them all.
 
     Returns:
         Dictionaries in order of patient and series: ``image`` (path of the series folder), ``patient_id``,
@@ -56,37 +60,81 @@ def rsna_datalist(
     """
     root = Path(dataset_dir)
     table = labels_file if isinstance(labels_file, LabelTable) else LabelTable.from_file(labels_file)
-    series, empty = _list_series(root / f"{split}_images")
-    labels = _split_labels(root, labels_csv, split, table)
-    meta = _read_meta(root / f"{split}_series_meta.csv")
-    _report(root, {"series folders without files": empty, **_mismatches(series, labels, meta)}, strict)
-    items = []
-    for (patient, name), folder in series.items():
-        if labels is not None and patient not in labels:
-            continue
-        item = {"image": str(folder), "patient_id": patient, "series_id": name}
-        item.update({} if labels is None else {"label": labels[patient].copy()})
-        item.update(
-            {} if meta is None else meta.get((patient, name), {"aortic_hu": float("nan"), "incomplete_organ": -1})
-        )
-        items.append(item)
+    tree = read_tree(root, table, labels_csv, split, cache_dir=cache_dir)
+    empty = ["/".join(key) for key in tree.empty]
+    _report(root, {"series folders without files": empty, **tree.mismatches()}, strict)
+    items = [item for item in tree.items() if tree.labels is None or "label" in item]
     if not items:
         raise ValueError(f"{root}: no series of {split}_images has both files and a label")
     return items
 
 
-def read_labels(csv_file: str | Path, table: LabelTable) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class RSNATree:
+    """What the folders and CSV files of one split say."""
+
+    series: dict[tuple[str, str], Path]  # (patient, series) -> folder
+    empty: dict[tuple[str, str], Path]  # the same of folders without a file
+    labels: dict[str, np.ndarray] | None  # patient -> class indices
+    meta: dict[tuple[str, str], dict[str, Any]] | None  # (patient, series) -> columns of the series table
+
+    def items(self) -> Iterator[dict[str, Any]]:
+        """A dictionary a series, with ``label`` where its patient has one."""
+        for (patient, name), folder in self.series.items():
+            item: dict[str, Any] = {"image": str(folder), "patient_id": patient, "series_id": name}
+            if self.labels is not None and patient in self.labels:
+                item["label"] = self.labels[patient].copy()
+            if self.meta is not None:
+                item.update(self.meta.get((patient, name), {"aortic_hu": float("nan"), "incomplete_organ": -1}))
+            yield item
+
+    def mismatches(self) -> dict[str, list[str]]:
+        """What the folders, the labels and the series table do not share: kind of problem -> where."""
+        found: dict[str, list[str]] = {}
+        if self.labels is not None:
+            imaged = {patient for patient, _ in self.series}
+            found["patients with a label but without images"] = [p for p in self.labels if p not in imaged]
+            found["patients with images but without a label"] = sorted(imaged - set(self.labels))
+        if self.meta is not None:
+            absent = set(self.meta) - set(self.series)
+            found["series of the series table without images"] = sorted("/".join(key) for key in absent)
+        return found
+
+
+def read_tree(
+    root: Path,
+    table: LabelTable,
+    labels_csv: str | Path | None = None,
+    split: str = "train",
+    *,
+    cache_dir: str | Path | None = None,
+    refuse: Callable[[str], None] = raise_error,
+) -> RSNATree:
+    """Folders, labels and series table of one split, as `rsna_datalist` takes them.
+
+    Args:
+        refuse: told of rows that cannot be used (repeated, or a group that does not sum to 1), which are then left out;
+            by default the first one is an error.
+
+    Raises:
+        ValueError: no images, no labels, or a CSV file that cannot be read.
+    """
+    series, empty = _list_series(root / f"{split}_images", cache_dir)
+    labels = _split_labels(root, labels_csv, split, table, refuse)
+    return RSNATree(series, empty, labels, _read_meta(root / f"{split}_series_meta.csv", refuse))
+
+
+def read_labels(
+    csv_file: str | Path, table: LabelTable, refuse: Callable[[str], None] = raise_error
+) -> dict[str, np.ndarray]:
     """Patient id -> [G] class indices of a CSV with one row a patient.
 
     Raises:
         ValueError: no ``patient_id`` column, empty or repeated ids, no rows, or wrong class columns; the message names
             the file.
     """
-    frame = _read_csv(csv_file, ["patient_id"])
-    try:
-        indices = table.class_indices(frame)
-    except ValueError as error:
-        raise ValueError(f"{csv_file}: {error}") from error
+    frame = _read_csv(csv_file, ["patient_id"], refuse)
+    indices = table.class_indices(frame, lambda message: refuse(f"{csv_file}: {message}"))
     return dict(zip(frame["patient_id"], indices, strict=True))
 
 
@@ -107,59 +155,35 @@ def datalist_solution(items: Iterable[Mapping[str, Any]], table: LabelTable) -> 
     return frame
 
 
-def _list_series(images: Path) -> tuple[dict[tuple[str, str], Path], list[str]]:
-    """(patient, series) -> folder, and the ``patient/series`` without a file."""
+def _list_series(
+    images: Path, cache_dir: str | Path | None
+) -> tuple[dict[tuple[str, str], Path], dict[tuple[str, str], Path]]:
+    """(patient, series) -> folder, of those with files and of those without."""
     if not images.is_dir():
         raise ValueError(f"{images}: no such folder; expected {images.name}/<patient_id>/<series_id>/*.dcm")
-    found, empty = {}, []
-    for patient in _folders(images):
-        for series in _folders(patient):
-            with os.scandir(series) as entries:
-                filled = any(entry.is_file() for entry in entries)
-            if filled:
-                found[patient.name, series.name] = series
-            else:
-                empty.append(f"{patient.name}/{series.name}")
-    if not found:
+    found: tuple[dict[tuple[str, str], Path], ...] = ({}, {})
+    for folder in walk(images, cache_dir):
+        parts = folder.path.split("/")
+        if len(parts) == 2 and not any(part.startswith(".") for part in parts):
+            found[not folder.files][parts[0], parts[1]] = images / folder.path
+    if not found[0]:
         raise ValueError(f"{images}: holds no series; expected {images.name}/<patient_id>/<series_id>/*.dcm")
-    return found, empty
+    return found[0], found[1]
 
 
 def _split_labels(
-    root: Path, labels_csv: str | Path | None, split: str, table: LabelTable
+    root: Path, labels_csv: str | Path | None, split: str, table: LabelTable, refuse: Callable[[str], None]
 ) -> dict[str, np.ndarray] | None:
     """Patient id -> class indices; ``None`` for a test split without a CSV."""
     csv_file = root / f"{split}.csv" if labels_csv is None else Path(labels_csv)
     if csv_file.is_file():
-        return read_labels(csv_file, table)
+        return read_labels(csv_file, table, refuse)
     if labels_csv is None and split == "test":
         return None
     raise ValueError(f"{csv_file}: no such file; expected a CSV with patient_id and the class columns")
 
 
-def _mismatches(
-    series: Iterable[tuple[str, str]],
-    labels: Mapping[str, np.ndarray] | None,
-    meta: Iterable[tuple[str, str]] | None,
-) -> dict[str, list[str]]:
-    """What the folders, the labels and the series table do not share."""
-    problems = {}
-    if labels is not None:
-        imaged = {patient for patient, _ in series}
-        problems["patients with a label but without images"] = [patient for patient in labels if patient not in imaged]
-        problems["patients with images but without a label"] = sorted(imaged - set(labels))
-    if meta is not None:
-        problems["series of the series table without images"] = sorted("/".join(key) for key in set(meta) - set(series))
-    return problems
-
-
-def _folders(parent: Path) -> list[Path]:
-    with os.scandir(parent) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return [parent / name for name in names]
-
-
-def _read_csv(csv_file: str | Path, keys: Sequence[str]) -> pd.DataFrame:
+def _read_csv(csv_file: str | Path, keys: Sequence[str], refuse: Callable[[str], None]) -> pd.DataFrame:
     """A CSV whose key columns are text, present, filled and unique together."""
     try:
         frame = pd.read_csv(csv_file, dtype={key: str for key in keys})
@@ -179,15 +203,15 @@ def _read_csv(csv_file: str | Path, keys: Sequence[str]) -> pd.DataFrame:
         raise ValueError(f"{csv_file}: has no rows")
     twice = frame.loc[frame.duplicated(list(keys)), keys[0]].unique()
     if len(twice):
-        raise ValueError(f"{csv_file}: {len(twice)} {' and '.join(keys)} in more than one row: {first_few(twice)}")
-    return frame
+        refuse(f"{csv_file}: {len(twice)} {' and '.join(keys)} in more than one row: {first_few(twice)}")
+    return frame.drop_duplicates(list(keys), ignore_index=True)
 
 
-def _read_meta(csv_file: Path) -> dict[tuple[str, str], dict[str, Any]] | None:
+def _read_meta(csv_file: Path, refuse: Callable[[str], None]) -> dict[tuple[str, str], dict[str, Any]] | None:
     """(patient, series) -> ``aortic_hu`` and ``incomplete_organ``; ``None`` without the file."""
     if not csv_file.is_file():
         return None
-    frame = _read_csv(csv_file, ["patient_id", "series_id"])
+    frame = _read_csv(csv_file, ["patient_id", "series_id"], refuse)
     frame = frame.reindex(columns=["patient_id", "series_id", "aortic_hu", "incomplete_organ"])
     frame["aortic_hu"] = pd.to_numeric(frame["aortic_hu"]).astype(float)
     frame["incomplete_organ"] = pd.to_numeric(frame["incomplete_organ"]).fillna(-1).astype(int)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ def first_few(values: Iterable[object], limit: int = 5) -> str:
     """``"a, b, c, ..."``: the first ``limit`` values, for error messages that also state a count."""
     items = [str(value) for value in values]
     return ", ".join(items[:limit]) + (", ..." if len(items) > limit else "")
+
+
+def raise_error(message: str) -> None:
+    """The usual answer to a fault in a table."""
+    raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -191,11 +196,12 @@ class LabelTable:
         """[G] int64 class indices of one row of class columns, see :meth:`class_indices`."""
         return self.class_indices(pd.DataFrame([dict(row)]))[0]
 
-    def class_indices(self, frame: pd.DataFrame) -> np.ndarray:
+    def class_indices(self, frame: pd.DataFrame, refuse: Callable[[str], None] = raise_error) -> np.ndarray:
         """Class indices of a frame with one 0/1 column a class.
 
         Args:
             frame: N rows. A group none of whose columns exist, or whose cells are all blank in a row, is missing.
+            refuse: told of each fault; by default the first is an error, else what is wrong counts as missing.
 
         Returns:
             [N, G] int64, ``MISSING`` (-1) where a group has no label.
@@ -204,16 +210,14 @@ class LabelTable:
             ValueError: no group has columns, a group has some of its columns only, or rows are not one 1 and else 0.
         """
         if not set(self.columns) & set(frame.columns):
-            raise ValueError(
-                f"none of the class columns {first_few(self.columns)} found among {first_few(frame.columns)}"
-            )
+            refuse(f"none of the class columns {first_few(self.columns)} found among {first_few(frame.columns)}")
         indices = np.full((len(frame), len(self.groups)), MISSING, dtype=np.int64)
         for position, group in enumerate(self.groups):
             absent = [column for column in group.columns if column not in frame.columns]
             if not absent:
-                indices[:, position] = _group_indices(frame, group)
+                indices[:, position] = _group_indices(frame, group, refuse)
             elif len(absent) < len(group.columns):
-                raise ValueError(f"group '{group.name}' lacks the columns {first_few(absent)}")
+                refuse(f"group '{group.name}' lacks the columns {first_few(absent)}")
         return indices
 
     def one_hot(self, indices: np.ndarray) -> np.ndarray:
@@ -252,22 +256,23 @@ def _slices(widths: Mapping[str, int]) -> dict[str, slice]:
     return {name: slice(stop - width, stop) for (name, width), stop in zip(widths.items(), stops, strict=True)}
 
 
-def _group_indices(frame: pd.DataFrame, group: LabelGroup) -> np.ndarray:
+def _group_indices(frame: pd.DataFrame, group: LabelGroup, refuse: Callable[[str], None]) -> np.ndarray:
     """[N] class indices of one group whose columns all exist."""
     try:
         values = frame[list(group.columns)].apply(pd.to_numeric).to_numpy(dtype=np.float64)  # [N, C]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"group '{group.name}': the columns {', '.join(group.columns)} must be numbers") from error
+    except (ValueError, TypeError):
+        refuse(f"group '{group.name}': the columns {', '.join(group.columns)} must be numbers")
+        return np.full(len(frame), MISSING)
     blank = np.isnan(values).all(axis=1)
     valid = np.isin(values, (0.0, 1.0)).all(axis=1) & (values.sum(axis=1) == 1)
     wrong = np.flatnonzero(~(valid | blank))
     if len(wrong):
         where = frame["patient_id"].iloc[wrong] if "patient_id" in frame.columns else frame.index[wrong]
-        raise ValueError(
+        refuse(
             f"group '{group.name}': {len(wrong)} of {len(frame)} rows are not one 1 and else 0 (must sum to 1): "
             f"{first_few(where)}; the first holds {values[wrong[0]].tolist()}"
         )
-    return np.where(blank, MISSING, np.nan_to_num(values).argmax(axis=1))
+    return np.where(~valid, MISSING, np.nan_to_num(values).argmax(axis=1))
 
 
 def _check_keys(where: str, content: Any, required: set[str], optional: set[str]) -> None:
