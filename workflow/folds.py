@@ -89,7 +89,7 @@ def _iterative_stratification(traits: np.ndarray, sizes: np.ndarray, seed: int) 
         rarest = np.where(counts > 0, counts, len(traits) + 1).argmin()
         has_it = traits[left, rarest] == 1
         for patient in left[has_it]:
-            # only parts with room; of equal ones that which lacks most of all the patient has, rare traits first; then any
+            # only parts with room; of equal ones that which lacks most of all that the patient has, then any
             full = wanted[:, -1] < 0.5
             lack = (wanted * (traits[patient] / np.maximum(total, 1))).sum(axis=1).round(9)
             part = np.lexsort((rng.random(len(sizes)), -lack, -wanted[:, rarest].round(9), full))[0]

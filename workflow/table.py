@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,10 @@ def load_table(
 def _read(path: Path) -> pd.DataFrame:
     """All cells as text without the blanks around it, empty where there is none."""
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or pandas' errors of the format
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more cells than the header
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # ValueError: no UTF-8, or errors of the format
         raise DatalistError(f"datalist {path}: not readable as CSV: {error}") from error
     frame = frame.fillna("").rename(columns=str.strip).apply(lambda column: column.str.strip())
     if "image" not in frame.columns or frame.empty:

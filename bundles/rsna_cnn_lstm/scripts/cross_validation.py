@@ -185,10 +185,10 @@ class CrossValidation:
                              skip_unlabelled=self.folds.skip_unlabelled)  # fmt: skip
         for fold in folds:
             scores = self.folder / f"fold_{fold}_scores"
-            rows = _read(scores / "series_predictions.csv")
+            rows = _read(scores / "series_predictions.csv", self.labels)
             rows["json_file"] = [f"{scores.name}/{name}" for name in rows["json_file"]]
             series.append(rows.assign(fold=fold))
-            solutions.append(_read(scores / "solution.csv"))
+            solutions.append(_read(scores / "solution.csv", self.labels))
             training = select_part(
                 cohort, "training", folds_file=str(self.folds.path), fold=fold, val_fraction=0, seed=0
             )
@@ -217,6 +217,9 @@ def _is_finished(folder: Path) -> bool:
     return str(json.loads(manifest.read_text(encoding="utf-8"))["result"]).startswith("completed")
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """A table of ours as it was written: ids as text, numbers to the last bit."""
-    return pd.read_csv(path, dtype={"patient_id": str, "series_id": str}, float_precision="round_trip")
+def _read(path: Path, labels: LabelTable) -> pd.DataFrame:
+    """A table of ours as it was written: ids as text, probabilities to the last bit."""
+    frame = pd.read_csv(path, dtype=str)
+    for column in labels.columns:
+        frame[column] = frame[column].map(float)
+    return frame
