@@ -84,6 +84,7 @@ def split(data: Path, seed: int) -> Path:
     tested = set(patients[: round(len(patients) * TEST_SHARE)])  # patients are independent of their number
     folds = make_folds([item for item in items if item["patient_id"] not in tested], num_folds=10, seed=seed)
     test = pd.DataFrame({"patient_id": sorted(tested), "fold": "test"})
+    (data.parent / "folds.csv").unlink(missing_ok=True)  # an older demo's
     write_folds(data.parent / "folds.csv", pd.concat([folds, test]))
     return data.parent / "folds.csv"
 

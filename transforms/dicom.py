@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,42 +14,62 @@ from monai.data import MetaTensor
 from pydicom.pixels import get_decoder, pixel_array
 
 from .dicom_geometry import SliceStack, stack_slices
-from .dicom_headers import SliceHeader, read_series
+from .dicom_headers import SliceHeader, list_reasons, read_series
 from .errors import DAMAGED, SeriesError
 from .geometry import RASBuffer, to_dtype
+from .resample import resample_stack
 
 __all__ = ["check_dicom", "load_dicom"]
 
 logger = logging.getLogger(__name__)
 
 
-def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, source: str) -> MetaTensor:
+def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, resample: bool, source: str) -> MetaTensor:
     """The HU volume of the one CT series in a folder, or of a DICOM file's own series.
 
     Headers are read and the geometry is checked before any pixel is decoded. Stored values become HU by each slice's
     own RescaleSlope and RescaleIntercept; presentation (window, MONOCHROME1) plays no part. Both tags are required,
     type 1 in the CT IOD: without them a stored 1000 may be bone or water, and nothing is guessed.
     """
-    stack, skipped = check_dicom(path, series_uid=series_uid)
-    volume = RASBuffer.allocate(stack.shape, stack.affine, dtype)
-    for k, header in enumerate(stack.slices):
-        volume.stored[..., k] = to_dtype(_decode(header), dtype).T
+    stack, skipped = check_dicom(path, series_uid=series_uid, resample=resample)
+    folder = stack.slices[0].path.parent
+    if stack.irregular:
+        stored = np.empty(stack.shape[::-1], dtype=dtype).transpose(2, 1, 0)
+        _decode_stack(stack, stored, dtype)
+        volume = resample_stack(folder, stored, stack, dtype)
+        logger.warning(
+            "%s: %s, resampled to %s voxels.", folder, stack.irregular, " x ".join(map(str, volume.stored.shape))
+        )
+    else:
+        volume = RASBuffer.allocate(stack.shape, stack.affine, dtype)
+        _decode_stack(stack, volume.stored, dtype)
     if skipped or stack.duplicates:
         logger.warning(
-            "%s: %d slices; %d files skipped that are no CT slice, %d identical duplicates dropped.",
-            stack.slices[0].path.parent, len(stack.slices), skipped, len(stack.duplicates),
+            "%s: %d slices; %d files skipped that are no CT slice%s, %d identical duplicates dropped.",
+            folder, len(stack.slices), skipped.total(), list_reasons(skipped, " ({})"), len(stack.duplicates),
         )  # fmt: skip
-    return volume.tensor(source, skipped_files=skipped, dropped_duplicates=len(stack.duplicates))
+    return volume.tensor(
+        source,
+        skipped_files=skipped.total(),
+        dropped_duplicates=len(stack.duplicates),
+        resampled=bool(stack.irregular),
+    )
 
 
-def check_dicom(path: Path, *, series_uid: str | None) -> tuple[SliceStack, int]:
-    """All that loading checks before it decodes: the slices in order, and how many files were skipped.
+def _decode_stack(stack: SliceStack, stored: np.ndarray, dtype: np.dtype) -> None:
+    """Decode each slice to its place in `stored` [columns, rows, slices]."""
+    for k, header in enumerate(stack.slices):
+        stored[..., k] = to_dtype(_decode(header), dtype).T
+
+
+def check_dicom(path: Path, *, series_uid: str | None, resample: bool) -> tuple[SliceStack, Counter[str]]:
+    """All that loading checks before it decodes: the slices in order, and how many files were skipped for which reason.
 
     Pixels are decoded only of images at one position, which must be the same.
     """
     headers, skipped = read_series(path, series_uid)
     folder = headers[0].path.parent
-    stack = stack_slices(folder, headers)
+    stack = stack_slices(folder, headers, resample=resample)
     _check_decoders(folder, headers)
     for header in headers:
         if header.missing_pixels:
@@ -65,7 +86,7 @@ def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:
         except NotImplementedError as error:
             raise SeriesError(
                 f"{folder}: expected pixel data that pydicom can decode, found the transfer syntax"
-                f" {syntax.name or 'none'} ({syntax})."
+                f" {syntax.name or 'none'}."
             ) from error
         if not decoder.is_available:
             missing = "; ".join(decoder.missing_dependencies)

@@ -27,6 +27,8 @@ MAX_OBLIQUE = 30.0  # degrees between slice normal and body axis; beyond it slic
 SAME_POSITION = 0.01  # mm
 SPACING_RTOL = 0.01  # highdicom's default
 ROUNDED_POSITION = 0.1  # mm; positions rounded to one decimal make steps differ by up to this
+MAX_TILT = 45.0  # degrees; gantries tilt by up to 30
+MAX_GAP = 1.5  # in usual steps: what is resampled is uneven sampling, not anatomy that no slice shows
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ class SliceStack:
 
     slices: list[SliceHeader]
     duplicates: list[tuple[int, SliceHeader]]  # (index into `slices`, another image at its position)
-    affine: np.ndarray  # (column, row, slice) -> RAS mm, [4, 4] float64
+    affine: np.ndarray  # (column, row, slice) -> RAS mm, [4, 4] float64; by the mean step where irregular
+    positions: np.ndarray  # [slices, 3] centre of each slice's first pixel, LPS mm
+    normal: np.ndarray  # [3] unit vector along which the slices ascend, LPS
+    irregular: str  # why the slices are no regular grid as they are; empty where they are one
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -44,8 +49,12 @@ class SliceStack:
         return columns, rows, len(self.slices)
 
 
-def stack_slices(folder: Path, headers: Sequence[SliceHeader]) -> SliceStack:
-    """Order `headers` along the normal and check that they are one regular axial volume."""
+def stack_slices(folder: Path, headers: Sequence[SliceHeader], *, resample: bool = False) -> SliceStack:
+    """Order `headers` along the normal and check that they are one regular axial volume.
+
+    With `resample` a tilted gantry and uneven steps are told in `irregular` instead of refused; missing slices, a slice
+    out of line and a gap of more than `MAX_GAP` usual steps are not.
+    """
     rows, columns = headers[0].matrix.tolist()
     _check_agreement(folder, headers)
     orientation = np.median([h.orientation for h in headers], axis=0)
@@ -59,24 +68,30 @@ def stack_slices(folder: Path, headers: Sequence[SliceHeader]) -> SliceStack:
     check_size(folder, (columns, rows, len(slices)))
     positions = np.stack([h.position for h in slices])
     distances = (positions - positions[0]) @ normal
-    _check_shear(folder, positions, distances, normal, slices[0].spacing.min())
+    irregular = _explain_shear(folder, slices, positions, distances, normal)
     step = distances[-1] / (len(slices) - 1)
     spacing, order = get_volume_positions(
-        positions,
+        positions[0] + distances[:, None] * normal,
         orientation.tolist(),
         atol=max(SPACING_RTOL * step, min(ROUNDED_POSITION, 0.2 * step)),
         index_convention=INDEX_CONVENTION,
     )
     if spacing is None or order != list(range(len(slices))):
-        raise SeriesError(f"{folder}: expected evenly spaced slices, found {_explain_spacing(slices, distances)}.")
+        _check_gaps(folder, slices, np.diff(distances))
+        irregular += " and " * bool(irregular) + _explain_steps(np.diff(distances))
+    if irregular and not resample:
+        expected = "slices stacked along their normal" if irregular.startswith("a gantry") else "evenly spaced slices"
+        raise SeriesError(f"{folder}: expected {expected}, found {irregular}. resample=True makes it a regular grid.")
     affine = create_affine_matrix_from_attributes(
         slices[0].position.tolist(),
         orientation.tolist(),
         np.median([h.spacing for h in slices], axis=0).tolist(),
-        spacing_between_slices=spacing,
+        spacing_between_slices=step if irregular else spacing,
         index_convention=INDEX_CONVENTION,
     )
-    return SliceStack(slices, duplicates, LPS_TO_RAS @ affine)
+    if irregular:
+        affine[:3, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
+    return SliceStack(slices, duplicates, LPS_TO_RAS @ affine, positions, normal, irregular)
 
 
 def _check_agreement(folder: Path, headers: Sequence[SliceHeader]) -> None:
@@ -134,20 +149,37 @@ def _split_duplicates(
     return slices, duplicates
 
 
-def _check_shear(folder: Path, positions: np.ndarray, distances: np.ndarray, normal: np.ndarray, pixel: float) -> None:
-    """Refuse a stack whose slices drift sideways by more than half a pixel, as under a tilted gantry."""
-    drift = np.linalg.norm(positions - positions[0] - distances[:, None] * normal, axis=1)
-    if drift.max() > 0.5 * pixel:
-        angle = np.degrees(np.arctan2(drift[-1], distances[-1]))
+def _explain_shear(
+    folder: Path, slices: Sequence[SliceHeader], positions: np.ndarray, distances: np.ndarray, normal: np.ndarray
+) -> str:
+    """The tilt where slices drift sideways by more than half a pixel, as under a tilted gantry; empty otherwise.
+
+    Raises:
+        SeriesError: a slice lies beside the line of the others, or the tilt is none of a gantry.
+    """
+    limit = 0.5 * slices[0].spacing.min()
+    drift = positions - positions[0] - distances[:, None] * normal  # [slices, 3]
+    sideways = np.linalg.norm(drift, axis=1)
+    if sideways.max() <= limit:
+        return ""
+    beside = np.linalg.norm(drift - np.outer(distances / distances[-1], drift[-1]), axis=1)
+    if beside.max() > limit:
         raise SeriesError(
-            f"{folder}: expected slices stacked along their normal, found them sheared: gantry tilt of {angle:.1f}"
-            f" degrees, {drift.max():.1f} mm sideways. Resample the series to an orthogonal grid first."
+            f"{folder}: expected slices stacked in a line, found {slices[int(beside.argmax())].path.name}"
+            f" {beside.max():.1f} mm sideways of it."
         )
+    angle = np.degrees(np.arctan2(sideways[-1], distances[-1]))
+    if angle > MAX_TILT:
+        raise SeriesError(f"{folder}: expected slices stacked along their normal, found them {angle:.0f} degrees off.")
+    return f"a gantry tilt of {angle:.1f} degrees, {sideways.max():.1f} mm sideways"
 
 
-def _explain_spacing(slices: Sequence[SliceHeader], distances: np.ndarray) -> str:
-    """Missing slices where every step is a multiple of the smallest, otherwise the range of the steps."""
-    steps = np.diff(distances)
+def _explain_steps(steps: np.ndarray) -> str:
+    return f"steps from {steps.min():.2f} to {steps.max():.2f} mm"
+
+
+def _check_gaps(folder: Path, slices: Sequence[SliceHeader], steps: np.ndarray) -> None:
+    """Refuse missing slices, where every step is a multiple of the smallest, and any other gap that none can fill."""
     multiples = steps / steps.min()
     if np.abs(multiples - multiples.round()).max() < 0.1 and multiples.max() > 1.5:
         gaps = [
@@ -156,5 +188,12 @@ def _explain_spacing(slices: Sequence[SliceHeader], distances: np.ndarray) -> st
             for k in np.flatnonzero(multiples > 1.5)
         ]
         shown = ", ".join(gaps[:5]) + (f" and {len(gaps) - 5} more gaps" if len(gaps) > 5 else "")
-        return f"slices {steps.min():.2f} mm apart with {shown}"
-    return f"steps from {steps.min():.2f} to {steps.max():.2f} mm"
+        raise SeriesError(
+            f"{folder}: expected evenly spaced slices, found slices {steps.min():.2f} mm apart with {shown}."
+        )
+    usual, widest = np.quantile(steps, 0.5, method="lower"), int(steps.argmax())
+    if steps[widest] > MAX_GAP * usual:
+        raise SeriesError(
+            f"{folder}: expected evenly spaced slices, found {_explain_steps(steps)}, the widest between"
+            f" {slices[widest].path.name} and {slices[widest + 1].path.name}, where most are {usual:.2f} mm."
+        )

@@ -18,10 +18,12 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
+from workflow.privacy import pseudonym
+
 from .dicom_pixels import missing_pixels
 from .errors import DAMAGED, SeriesError
 
-__all__ = ["SliceHeader", "read_series"]
+__all__ = ["SliceHeader", "list_reasons", "read_series"]
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 # Defined terms of Rescale Type (DICOM PS3.3 C.11.1.1.2) that are other quantities than HU, such as spectral CT maps.
@@ -32,7 +34,7 @@ HEADER_TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "FrameOfReferenceUID", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored",
     "PixelRepresentation", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
-    "RescaleIntercept", "RescaleType",
+    "RescaleIntercept", "RescaleType", "SeriesNumber", "SliceThickness",
 ]  # fmt: skip
 
 
@@ -52,11 +54,17 @@ class SliceHeader:
     missing_pixels: str  # what is found instead of a whole image; empty where it is whole
 
 
-def read_series(path: Path, series_uid: str | None) -> tuple[list[SliceHeader], int]:
-    """Headers of the one CT series in a folder (in no order) and how many files were skipped.
+def list_reasons(skipped: Counter[str], form: str = "{}") -> str:
+    """``2 x a localizer, 1 x not DICOM`` put into `form`; empty where nothing was skipped."""
+    return form.format(", ".join(f"{n} x {reason}" for reason, n in sorted(skipped.items()))) if skipped else ""
+
+
+def read_series(path: Path, series_uid: str | None) -> tuple[list[SliceHeader], Counter[str]]:
+    """Headers of the one CT series in a folder (in no order), and how many files were skipped for which reason.
 
     A file instead of a folder chooses its own series out of its folder. A file that is no DICOM, no CT image, a
-    localizer or a colour capture is skipped and counted; several series are refused unless `series_uid` picks one.
+    localizer or a colour capture is skipped and counted; several series are refused unless `series_uid`, a UID or its
+    pseudonym, picks one.
     """
     folder = path if path.is_dir() else path.parent
     skipped: Counter[str] = Counter()
@@ -76,7 +84,7 @@ def read_series(path: Path, series_uid: str | None) -> tuple[list[SliceHeader], 
             if file == path and series_uid is None:
                 series_uid = uid
     chosen = _choose(folder, series, series_uid, skipped)
-    return [_parse(file, dataset) for file, dataset in chosen], skipped.total()
+    return [_parse(file, dataset) for file, dataset in chosen], skipped
 
 
 def _read_header(file: Path) -> pydicom.Dataset | None:
@@ -100,7 +108,7 @@ def _not_a_ct_slice(file: Path, dataset: pydicom.Dataset) -> str:
     copies = dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID")
     sop_classes = {UID(str(uid)) for uid in copies if uid}
     if not sop_classes or (len(sop_classes) > 1 and sop_classes.intersection(CT_CLASSES)):
-        found = " and ".join(sorted(sop_classes)) or "none"
+        found = " and ".join(sorted(uid.name for uid in sop_classes)) or "none"
         raise SeriesError(f"{file}: expected a SOP class, found {found}: the header is damaged.")
     sop_class = sop_classes.pop()
     if sop_class not in CT_CLASSES:
@@ -122,18 +130,34 @@ def _choose(
 ) -> list[tuple[Path, pydicom.Dataset]]:
     """The slices of the one series meant."""
     if not series:
-        found = ", ".join(f"{n} x {reason}" for reason, n in sorted(skipped.items())) or "no file"
+        found = list_reasons(skipped) or "no file"
         subfolders = sum(p.is_dir() for p in folder.iterdir())
         hint = f" ({subfolders} subfolders, which are not searched)" if subfolders else ""
         raise SeriesError(f"{folder}: expected CT images in this folder, found none: {found}{hint}.")
-    listed = "; ".join(f"{uid} ({len(files)} files)" for uid, files in series.items())
+    listed = "; ".join(f"{pseudonym(uid)} ({_describe(files)})" for uid, files in series.items())
     if series_uid is not None:
-        if series_uid not in series:
-            raise SeriesError(f"{folder}: expected the series {series_uid}, found {listed}.")
-        return series[series_uid]
+        chosen = [uid for uid in series if series_uid in (uid, pseudonym(uid))]
+        if not chosen:
+            raise SeriesError(f"{folder}: expected the series that series_uid names, found {listed}.")
+        return series[chosen[0]]
     if len(series) > 1:
-        raise SeriesError(f"{folder}: expected one series, found {len(series)}; choose one with series_uid: {listed}.")
+        raise SeriesError(
+            f"{folder}: expected one series, found {len(series)}; choose one with series_uid, its UID or its name here:"
+            f" {listed}."
+        )
     return next(iter(series.values()))
+
+
+def _describe(files: list[tuple[Path, pydicom.Dataset]]) -> str:
+    """What tells one series from another without naming a person: number of files, SeriesNumber, SliceThickness."""
+    parts = [f"{len(files)} files"]
+    for tag, form in (("SeriesNumber", "series number {:g}"), ("SliceThickness", "{:g} mm")):
+        try:
+            numbers = _numbers(files[0][0], files[0][1], tag, 1)
+        except SeriesError:  # missing or no number: both tags are only there to help
+            continue
+        parts.append(form.format(numbers[0]))
+    return ", ".join(parts)
 
 
 def _parse(file: Path, dataset: pydicom.Dataset) -> SliceHeader:

@@ -71,7 +71,8 @@ class RASBuffer:
     buffer: np.ndarray  # [Z, Y, X], C-contiguous
     stored: np.ndarray  # view of `buffer` in the source's axes [i, j, k]
     affine: np.ndarray  # RAS voxel (x, y, z) -> mm, [4, 4] float64
-    source_affine: np.ndarray  # stored voxel (i, j, k) -> RAS mm, [4, 4] float64
+    source_affine: np.ndarray  # voxel (i, j, k) of the source -> RAS mm, [4, 4] float64
+    source_shape: tuple[int, ...]  # that of `stored`, unless the source was resampled
 
     @classmethod
     def allocate(cls, shape: Sequence[int], source_affine: np.ndarray, dtype: np.dtype) -> RASBuffer:
@@ -83,17 +84,20 @@ class RASBuffer:
         buffer = np.empty(ras_shape[::-1], dtype=dtype)
         stored = apply_orientation(buffer.transpose(2, 1, 0), ornt_transform(axcodes2ornt("RAS"), to_ras))
         affine = source_affine @ inv_ornt_aff(to_ras, tuple(shape))
-        return cls(buffer, stored, affine, source_affine)
+        return cls(buffer, stored, affine, source_affine, stored.shape)
 
-    def tensor(self, source: str, *, skipped_files: int = 0, dropped_duplicates: int = 0) -> MetaTensor:
+    def tensor(
+        self, source: str, *, skipped_files: int = 0, dropped_duplicates: int = 0, resampled: bool = False
+    ) -> MetaTensor:
         """[1, X, Y, Z] MetaTensor over the same memory. All sources carry the same meta keys, so that they batch."""
         meta = {
             "affine": torch.from_numpy(self.affine),
             "original_affine": torch.from_numpy(self.source_affine),
-            "spatial_shape": torch.tensor(self.stored.shape),
+            "spatial_shape": torch.tensor(self.source_shape),
             "original_spacing": torch.from_numpy(nib.affines.voxel_sizes(self.source_affine)),
             "filename_or_obj": source,
             "skipped_files": skipped_files,
             "dropped_duplicates": dropped_duplicates,
+            "resampled": int(resampled),
         }
         return MetaTensor(torch.from_numpy(self.buffer).permute(2, 1, 0)[None], meta=meta)

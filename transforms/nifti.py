@@ -42,20 +42,13 @@ def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, fl
     The stream is read once, in the order of the file and to its end, so that a damaged .gz fails its checksum.
     """
     with _readable(path) as stream:
-        image, affine, windowed = _checked_header(path, stream, eight_bit_window)
+        image, affine = _checked_header(path, stream)
         volume = RASBuffer.allocate(image.shape, affine, dtype)
-        lowest = np.inf
-        for k in range(image.shape[2]):
-            plane = np.asarray(image.dataobj[..., k])
-            if not np.isfinite(plane).all():
-                raise SeriesError(f"{path}: expected finite values, found NaN or infinity in slice {k}.")
-            if windowed and eight_bit_window is not None:
-                low, high = eight_bit_window
-                plane = low + plane.astype(np.float32) * ((high - low) / 255)
-            lowest = min(lowest, plane.min())
-            volume.stored[..., k] = to_dtype(plane, dtype)
+        eight_bit = _fill(path, image, volume, dtype)
         stream.read(1)  # past the last voxel: makes gzip compare the checksum
-    if lowest >= 0:
+    if eight_bit:
+        _undo_window(path, volume, eight_bit_window, dtype)
+    elif volume.buffer.min() >= 0:
         logger.warning("%s: no value is below 0; air would be -1000 HU. Is this a volume in HU?", path)
     return volume.tensor(source)
 
@@ -63,7 +56,10 @@ def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, fl
 def check_nifti(path: Path, *, eight_bit_window: tuple[float, float] | None) -> SeriesSummary:
     """All that loading checks before it reads voxels."""
     with _readable(path) as stream:
-        image, affine, _ = _checked_header(path, stream, eight_bit_window)
+        image, affine = _checked_header(path, stream)
+        scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
+    if image.get_data_dtype() == np.uint8 and not scaled and eight_bit_window is None:
+        raise _eight_bit(path)
     return SeriesSummary(tuple(image.shape), affine)
 
 
@@ -81,19 +77,46 @@ def _readable(path: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _checked_header(
-    path: Path, stream: IO[bytes], window: tuple[float, float] | None
-) -> tuple[nib.Nifti1Image, np.ndarray, bool]:
-    """The image (voxels stay in the stream, where they must all be unless it is packed), its affine, and whether its
-    values are to be mapped back to HU."""
+def _checked_header(path: Path, stream: IO[bytes]) -> tuple[nib.Nifti1Image, np.ndarray]:
+    """The image (voxels stay in the stream, where they must all be unless it is packed) and its affine."""
     image = _open_image(path, stream)
     data, size = image.dataobj, path.stat().st_size
     end = data.offset + data.dtype.itemsize * int(np.prod(image.shape))
     if isinstance(stream, io.BufferedReader) and size < end:
         raise SeriesError(f"{path}: expected a readable NIfTI file of {end} bytes, found {size}: it is cut off.")
-    slope_is_set = image.dataobj.slope != 1 or image.dataobj.inter != 0
-    windowed = _needs_window(path, image, window) if not slope_is_set else False
-    return image, _checked_affine(path, image), windowed
+    return image, _checked_affine(path, image)
+
+
+def _fill(path: Path, image: nib.Nifti1Image, volume: RASBuffer, dtype: np.dtype) -> bool:
+    """Read the voxels to their places, slice by slice; whether all of them are grey values 0..255 and one is 0.
+
+    No CT is like that, whose air is negative; an 8-bit picture or a label map is, also where it is stored as int16.
+    """
+    lowest, whole = np.inf, True
+    for k in range(image.shape[2]):
+        plane = np.asarray(image.dataobj[..., k])
+        if not np.isfinite(plane).all():
+            raise SeriesError(f"{path}: expected finite values, found NaN or infinity in slice {k}.")
+        lowest = min(lowest, plane.min())
+        whole = whole and lowest >= 0 and plane.max() <= 255 and (plane.dtype.kind != "f" or (plane % 1 == 0).all())
+        volume.stored[..., k] = to_dtype(plane, dtype)
+    return bool(whole and (lowest == 0 or image.get_data_dtype() == np.uint8))
+
+
+def _eight_bit(path: Path) -> SeriesError:
+    return SeriesError(
+        f"{path}: expected HU, found 8-bit values 0..255, which were windowed once (or are labels). Say which HU"
+        " window they hold with eight_bit_window=(low, high)."
+    )
+
+
+def _undo_window(path: Path, volume: RASBuffer, window: tuple[float, float] | None, dtype: np.dtype) -> None:
+    """Grey values 0..255 back to HU, in place. Which window they were made with cannot be guessed."""
+    if window is None:
+        raise _eight_bit(path)
+    low, high = window
+    for plane in volume.buffer:
+        plane[:] = to_dtype(low + plane.astype(np.float32) * ((high - low) / 255), dtype)
 
 
 def _open_image(path: Path, stream: IO[bytes]) -> nib.Nifti1Image:
@@ -113,17 +136,6 @@ def _open_image(path: Path, stream: IO[bytes]) -> nib.Nifti1Image:
         raise SeriesError(f"{path}: expected lengths in mm, found the unit {units}.")
     check_size(path, image.shape)
     return image
-
-
-def _needs_window(path: Path, image: nib.Nifti1Image, window: tuple[float, float] | None) -> bool:
-    """Whether voxels are 8-bit grey values of a window; which window it was cannot be guessed."""
-    eight_bit = image.get_data_dtype() == np.uint8
-    if eight_bit and window is None:
-        raise SeriesError(
-            f"{path}: expected HU, found 8-bit values 0..255 without scaling, which were windowed once. Say which HU"
-            " window they hold with eight_bit_window=(low, high)."
-        )
-    return eight_bit
 
 
 def _checked_affine(path: Path, image: nib.Nifti1Image) -> np.ndarray:

@@ -32,20 +32,24 @@ class LoadSeries(Transform):
 
     Args:
         dtype: "int16" (HU rounded, saturating) or "float32".
-        eight_bit_window: HU window (low, high) that unscaled 8-bit NIfTI files hold as 0..255; they are mapped back to
-            HU linearly. None refuses such files.
-        series_uid: SeriesInstanceUID of the series to take where a folder holds several.
+        eight_bit_window: HU window (low, high) that 8-bit NIfTI files hold as 0..255, whatever type they are stored in;
+            they are mapped back to HU linearly. None refuses such files.
+        series_uid: SeriesInstanceUID of the series to take where a folder holds several, or the name that the message
+            about them gives it (`workflow.privacy.pseudonym` of the UID).
+        resample: put a DICOM series with a tilted gantry or uneven steps on a regular grid along the axes of the body,
+            by linear interpolation, instead of refusing it. Missing slices are refused all the same.
 
     Returns:
         MetaTensor [1, X, Y, Z] in HU, RAS (x to the right, y to anterior, z to superior), over a [Z, Y, X] buffer, so
         that axial slices are contiguous. `meta`: `affine`, and of the source as stored `original_affine`,
-        `spatial_shape`, `original_spacing`; `filename_or_obj` (the path given), `skipped_files`, `dropped_duplicates`.
+        `spatial_shape`, `original_spacing`; `filename_or_obj` (the path given), `skipped_files`, `dropped_duplicates`,
+        `resampled`.
 
     Raises:
         SeriesError: the source is not exactly one regular axial volume; nothing is guessed.
 
-    Peak memory is the volume plus a few slices: the geometry is checked on headers alone, then each slice is decoded
-    straight to its place.
+    Peak memory is the volume plus a few slices, or twice the volume where it is resampled: the geometry is checked on
+    headers alone, then each slice is decoded straight to its place.
     """
 
     backend = [TransformBackends.NUMPY]
@@ -56,6 +60,7 @@ class LoadSeries(Transform):
         dtype: Literal["int16", "float32"] = "int16",
         eight_bit_window: Sequence[float] | None = None,
         series_uid: str | None = None,
+        resample: bool = False,
     ) -> None:
         if dtype not in ("int16", "float32"):
             raise ValueError(f'dtype must be "int16" or "float32", got {dtype!r}.')
@@ -64,6 +69,7 @@ class LoadSeries(Transform):
         self.dtype = dtype
         self.eight_bit_window = None if eight_bit_window is None else tuple(float(v) for v in eight_bit_window)
         self.series_uid = series_uid
+        self.resample = resample
 
     def __call__(self, path: PathLike) -> MetaTensor:
         """Load the volume at `path`."""
@@ -72,7 +78,7 @@ class LoadSeries(Transform):
         dtype = np.dtype(self.dtype)
         if where.is_file() and is_nifti(where):
             return load_nifti(where, dtype=dtype, eight_bit_window=self.eight_bit_window, source=source)
-        return load_dicom(where, dtype=dtype, series_uid=self.series_uid, source=source)
+        return load_dicom(where, dtype=dtype, series_uid=self.series_uid, resample=self.resample, source=source)
 
     def check(self, path: PathLike) -> SeriesSummary:
         """Everything that can be said of the source at `path` without decoding its voxels.
@@ -83,8 +89,8 @@ class LoadSeries(Transform):
         where = self._existing(os.fspath(path))
         if where.is_file() and is_nifti(where):
             return check_nifti(where, eight_bit_window=self.eight_bit_window)
-        stack, skipped = check_dicom(where, series_uid=self.series_uid)
-        return SeriesSummary(stack.shape, stack.affine, skipped, len(stack.duplicates))
+        stack, skipped = check_dicom(where, series_uid=self.series_uid, resample=self.resample)
+        return SeriesSummary(stack.shape, stack.affine, skipped.total(), len(stack.duplicates))
 
     @staticmethod
     def _existing(source: str) -> Path:
@@ -106,10 +112,13 @@ class LoadSeriesd(MapTransform):
         dtype: Literal["int16", "float32"] = "int16",
         eight_bit_window: Sequence[float] | None = None,
         series_uid: str | None = None,
+        resample: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.loader = LoadSeries(dtype=dtype, eight_bit_window=eight_bit_window, series_uid=series_uid)
+        self.loader = LoadSeries(
+            dtype=dtype, eight_bit_window=eight_bit_window, series_uid=series_uid, resample=resample
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load every key of a copy of `data`."""

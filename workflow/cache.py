@@ -31,7 +31,7 @@ __all__ = ["SlabCache", "cached_items", "describe", "slab_bytes"]
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 # attributes of transforms that are state or derived, not parameters
 NOT_PARAMETERS = {"R", "lazy", "log_stats", "overrides", "unpack_items", "map_items", "_lazy"}
 

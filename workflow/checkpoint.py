@@ -73,7 +73,7 @@ class Checkpoints:
         objects: what to save, by name; each has ``state_dict`` and ``load_state_dict``. The trainer itself and the
             random generators are added.
         sampler: told the epoch when it starts.
-        resume: None, ``latest`` or a file.
+        resume: None, a file, or ``latest``, which starts from the beginning where there is no checkpoint yet.
         keep: number of checkpoints kept.
         interval: epochs between two.
     """
@@ -110,6 +110,9 @@ class Checkpoints:
 
     def _restore(self, engine: Engine, everything: Mapping[str, Any]) -> None:
         if self.resume is None:
+            return
+        if self.resume == "latest" and not any(Path(self.folder).glob("checkpoint_*.pt")):
+            logger.warning("resume: no checkpoint in %s yet: the run starts from the beginning", self.folder)
             return
         path = newest_checkpoint(self.folder) if self.resume == "latest" else Path(self.resume)
         content = load_tensors(path)

@@ -1,6 +1,7 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where the volumes are: a folder of any mix of DICOM series and NIfTI files, an RSNA tree, or a decathlon-style JSON.
+"""Where the volumes are: a folder of any mix of DICOM series and NIfTI files, an RSNA tree, a decathlon-style JSON
+or a CSV.
 
 A datalist is a list of dicts: ``image`` (path of a series folder or NIfTI file), ``patient_id``, ``series_id`` and, for
 labelled data, ``label``. Patients, never series, are divided between training and validation.
@@ -19,9 +20,19 @@ from typing import Any
 import pandas as pd
 from sklearn.model_selection import GroupShuffleSplit
 
+from .errors import DatalistError
 from .index import walk
+from .table import ParserOf, is_table, load_table
 
-__all__ = ["DatalistError", "find_series", "load_datalist", "select_part", "unlabelled_datalist"]
+__all__ = [
+    "DatalistError",
+    "find_series",
+    "load_datalist",
+    "load_sections",
+    "read_folds",
+    "select_part",
+    "unlabelled_datalist",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +40,6 @@ RSNA_IMAGES = ("train_images", "test_images")
 RSNA_MASKS = "segmentations"
 PARTS = ("training", "validation", "test")
 ALL = "all"  # what is prepared ahead or checked
-
-
-class DatalistError(ValueError):
-    """The data folder, datalist or fold file is not what it should be; the message names it."""
 
 
 def find_series(
@@ -80,6 +87,18 @@ def _identify(path: Path, name: str) -> dict[str, str]:
     return {"patient_id": name, "series_id": name}
 
 
+def _series_below(path: Path, name: str) -> list[dict[str, str]]:
+    """The series that a row of a table means by a path: itself, or all below it, which then are one patient's."""
+    items = []
+    for found in [path] if path.is_file() else _series_paths(path, None):
+        series = name if found == path else f"{name}/{found.relative_to(path).as_posix()}"
+        identity = _identify(found, series)
+        if identity["patient_id"] == series:
+            identity["patient_id"] = name
+        items.append({"image": str(found), **identity})
+    return items
+
+
 def _series_paths(top: Path, cache_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
     masks: list[str] = []
     for folder in walk(top, cache_dir):
@@ -100,15 +119,26 @@ def _read_json(path: Path) -> Any:
         raise DatalistError(f"datalist {path}: not readable as JSON: {error}") from error
 
 
-def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None, section: str) -> list[dict]:
-    """A section of a decathlon-style JSON: ``{"training": [{"image": "a.nii.gz", "patient_id": "7"}, ...], ...}``.
+def load_datalist(
+    path: str | os.PathLike[str],
+    dataset_dir: str | os.PathLike[str] | None,
+    section: str,
+    labels: ParserOf | None = None,
+) -> list[dict]:
+    """A section of a decathlon-style JSON: ``{"training": [{"image": "a.nii.gz", "patient_id": "7"}, ...], ...}``, or
+    the rows of a CSV (see `workflow.table.load_table`), which has no sections.
 
     Relative paths are below `dataset_dir`, or beside the JSON where that is None.
+
+    Args:
+        labels: what a CSV's further columns mean.
 
     Raises:
         DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing.
     """
     path = Path(path).expanduser()
+    if is_table(path):
+        return load_table(path, dataset_dir, _series_below, labels)
     content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get(section), list):
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
@@ -129,11 +159,15 @@ def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[s
     return items
 
 
-def load_sections(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None) -> list[dict]:
+def load_sections(
+    path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None, labels: ParserOf | None = None
+) -> list[dict]:
     """The series of all sections of a datalist; see `load_datalist`."""
+    if is_table(path):
+        return load_datalist(path, dataset_dir, "training", labels)
     content = _read_json(Path(path).expanduser())
     sections = [part for part in PARTS if isinstance(content, dict) and part in content] or ["training"]
-    return [item for section in sections for item in load_datalist(path, dataset_dir, section)]
+    return [item for section in sections for item in load_datalist(path, dataset_dir, section, labels)]
 
 
 def select_part(
@@ -159,16 +193,31 @@ def select_part(
     return chosen
 
 
-def _by_fold(items: list[dict], part: str, path: Path, fold: int) -> list[dict]:
+def read_folds(path: Path) -> dict[str, str]:
+    """Patient -> fold of a fold file.
+
+    Raises:
+        DatalistError: if it is none, lists a patient twice, or a fold is neither a number nor ``test``.
+    """
     try:
-        table = pd.read_csv(path, dtype=str)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
         of_patient = dict(zip(table["patient_id"], table["fold"], strict=True))
     except (OSError, KeyError, ValueError) as error:
         raise DatalistError(f"folds_file {path}: expected a CSV with patient_id and fold: {error}") from error
     if len(of_patient) != len(table):
         raise DatalistError(f"folds_file {path}: {len(table) - len(of_patient)} patients are listed twice")
+    unknown = sorted({fold for fold in of_patient.values() if fold != "test" and not fold.isdecimal()})
+    if unknown:
+        raise DatalistError(f"folds_file {path}: expected a number or 'test' as fold, found {unknown[:5]}")
+    return of_patient
+
+
+def _by_fold(items: list[dict], part: str, path: Path, fold: int) -> list[dict]:
+    of_patient = read_folds(path)
     if str(fold) not in set(of_patient.values()):
         raise DatalistError(f"folds_file {path}: has no fold {fold}, only {sorted(set(of_patient.values()))}")
+    if not any(item["patient_id"] in of_patient for item in items):
+        logger.warning("folds_file %s: names none of the patients of these %d series", path, len(items))
     # a patient that the file does not name is unlabelled: it may train, and is nowhere else
     wanted = {"validation": {str(fold)}, "test": {"test"}}
     if part == "training":
@@ -191,11 +240,13 @@ def _by_fraction(items: list[dict], part: str, val_fraction: float, seed: int) -
 def has_own_parts(datalist: str | os.PathLike[str], part: str, folds_file: str | None = None) -> bool:
     """Whether a datalist says itself which series are in this part, and so is taken at its word.
 
-    One with nothing but ``training`` does not: it is divided, for that part too.
+    One with nothing but ``training`` does not, nor does a CSV: it is divided, for that part too.
 
     Raises:
         DatalistError: if it does, and a fold file that would say the same is given too.
     """
+    if is_table(datalist):
+        return False
     sections = _read_json(Path(datalist).expanduser())
     own = "validation" in sections or (part != "training" and part in sections)
     if own and folds_file is not None:

@@ -39,6 +39,8 @@ class EpochSampler(Sampler[int]):
         num_items: length of the dataset.
         seed: of the order.
         shuffle: False for the given order.
+        weights: [num_items] how often each item is drawn, up to a factor; an epoch then draws as many items as there
+            are, with replacement, and each draw has a number of its own, so that a repeated item is augmented anew.
         rank, world_size: of this process; default from torch.distributed where that is initialised.
     """
 
@@ -48,6 +50,7 @@ class EpochSampler(Sampler[int]):
         *,
         seed: int = 0,
         shuffle: bool = True,
+        weights: Sequence[float] | np.ndarray | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -59,16 +62,29 @@ class EpochSampler(Sampler[int]):
         if num_items < 1:
             raise ValueError(f"num_items: expected at least one item, got {num_items}")
         self.num_items, self.seed, self.shuffle, self.epoch = num_items, seed, shuffle, 0
+        self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
+        if self.weights is not None and (
+            self.weights.shape != (num_items,) or not np.isfinite(self.weights).all() or self.weights.min() <= 0
+        ):
+            raise ValueError(f"weights: expected {num_items} positive numbers, got {self.weights}")
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        if self.weights is not None:
+            return iter(self._draw(self.weights))
         order = np.arange(self.num_items)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
         order = np.resize(order, len(self) * self.world_size)
         return iter((self.epoch * self.num_items + order[self.rank :: self.world_size]).tolist())
+
+    def _draw(self, weights: np.ndarray) -> list[int]:
+        total = len(self) * self.world_size
+        items = np.random.default_rng([self.seed, self.epoch]).choice(self.num_items, total, p=weights / weights.sum())
+        numbers = (self.epoch * total + np.arange(total)) * self.num_items + items
+        return numbers[self.rank :: self.world_size].tolist()
 
     def __len__(self) -> int:
         return -(-self.num_items // self.world_size)

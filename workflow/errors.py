@@ -1,10 +1,14 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What went wrong, without the layers that it went through."""
+"""What went wrong, without the layers that it went through; and the error of datalists."""
 
 from __future__ import annotations
 
-__all__ = ["root_cause"]
+__all__ = ["DatalistError", "root_cause"]
+
+
+class DatalistError(ValueError):
+    """The data folder, datalist or fold file is not what it should be; the message names it."""
 
 
 def root_cause(error: BaseException) -> str:

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["RedactUIDs", "pseudonym", "redact"]
+__all__ = ["RedactUIDs", "anonymous_path", "anonymous_text", "pseudonym", "redact", "redacted_logs"]
 
 # roots of DICOM UIDs (PS3.5, 9.1): digits and dots, first arc 0 to 2; six arcs or more, so that no version, address or
 # decimal number is taken for one
@@ -31,11 +35,45 @@ def redact(text: str) -> str:
     return _UID.sub(lambda match: f"uid-{pseudonym(match[0])}", text)
 
 
+def anonymous_path(path: str | os.PathLike[str]) -> str:
+    """``<pseudonym>/<pseudonym>`` of the last two names, in an RSNA tree those of the patient and of the series."""
+    return "/".join(pseudonym(name) for name in Path(path).absolute().parts[-2:])
+
+
+def anonymous_text(text: str, path: str | os.PathLike[str]) -> str:
+    """The text with `anonymous_path` in place of `path`, and without any other UID."""
+    return redact(text.replace(os.fspath(path), anonymous_path(path)))
+
+
 class RedactUIDs(logging.Filter):
-    """Filter of a log handler that takes DICOM UIDs out of each record, its traceback included."""
+    """Filter of a logger or handler that takes DICOM UIDs out of each record, its traceback included."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # the arguments do not fit: logging reports that itself
+            return True
+        record.msg, record.args = redact(message), None
         if record.exc_info:
             record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
         return True
+
+
+@contextmanager
+def redacted_logs() -> Iterator[None]:
+    """Within it every record of this process, of whatever logger and for whatever handler, is made without UIDs.
+
+    At the making of the records, since a filter has to be put on each handler, also on those that come later.
+    """
+    made = logging.getLogRecordFactory()
+
+    def make(*args: object, **kwargs: object) -> logging.LogRecord:
+        record = made(*args, **kwargs)
+        RedactUIDs().filter(record)
+        return record
+
+    logging.setLogRecordFactory(make)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(made)

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ import torch
 from monai.utils import set_determinism
 
 from .guard import running_config
+from .privacy import anonymous_path, anonymous_text, redact, redacted_logs
 
 __all__ = ["RunFolder", "select_device", "use_amp", "write_atomically"]
 
@@ -97,13 +99,19 @@ class RunFolder:
         output_root: folder of all runs.
         run_name: name of this one; None for the date and time.
         resume: None for a new run, ``latest`` or a checkpoint file to go on with one.
+        anonymise: name series in ``failed.csv`` by pseudonyms instead of paths, and keep UIDs out of ``config.json``
+            and ``run.json`` as out of the logs.
 
     Raises:
         ValueError: if `run_name` is not a plain name, or ``resume="latest"`` comes without one.
     """
 
     def __init__(
-        self, output_root: str | os.PathLike[str], run_name: str | None = None, resume: str | None = None
+        self,
+        output_root: str | os.PathLike[str],
+        run_name: str | None = None,
+        resume: str | None = None,
+        anonymise: bool = False,
     ) -> None:
         if resume == "latest" and run_name is None:
             raise ValueError("resume: 'latest' needs the run_name of the run to go on with")
@@ -112,8 +120,9 @@ class RunFolder:
             raise ValueError(f"run_name: expected a plain folder name, got {name!r}")
         self.path = Path(output_root).expanduser().absolute() / name
         self.resume = resume
+        self.anonymise = anonymise
         self._started = time.time()
-        self._log: logging.Handler | None = None
+        self._until_finish = ExitStack()  # the log file, and what keeps UIDs out of logs
 
     @property
     def checkpoints(self) -> str:
@@ -149,11 +158,12 @@ class RunFolder:
         if not isinstance(seed, int):
             raise ValueError(f"seed: expected an integer, got {seed!r} (folds, order and crops are functions of it)")
         set_determinism(seed=seed)
+        self._until_finish.enter_context(redacted_logs())
         if main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             self._log_to_file()
             config = {key: value for key, value in (running_config() or {}).items() if key != "_meta_"}
-            write_atomically(self.path / "config.json", json.dumps(config, indent=4, default=str) + "\n")
+            self._write("config.json", json.dumps(config, indent=4, default=str))
             self._write_manifest(result="started")
             logger.info("run folder: %s", self.path)
 
@@ -170,19 +180,22 @@ class RunFolder:
             self._write_manifest(result=f"completed, {len(failed)} series failed" if failed else "completed")
             logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
         if failed and main_process:
-            pd.DataFrame(failed, columns=["image", "reason"]).to_csv(self.path / "failed.csv", index=False)
+            named = failed
+            if self.anonymise:
+                named = [(anonymous_path(path), anonymous_text(reason, path)) for path, reason in failed]
+            pd.DataFrame(named, columns=["image", "reason"]).to_csv(self.path / "failed.csv", index=False)
             logger.error("%d series failed, listed in %s", len(failed), self.path / "failed.csv")
-        if self._log is not None:  # the next run of this process has a log of its own
-            logging.getLogger().removeHandler(self._log)
-            self._log.close()
+        self._until_finish.close()  # the next run of this process has a log of its own
         if failed:
             raise SystemExit(1)
 
     def _log_to_file(self) -> None:
-        self._log = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
-        root.addHandler(self._log)
+        root.addHandler(log)
+        self._until_finish.callback(log.close)
+        self._until_finish.callback(root.removeHandler, log)
         root.setLevel(min(root.level or logging.INFO, logging.INFO))
 
     def _write_manifest(self, result: Any) -> None:
@@ -194,4 +207,7 @@ class RunFolder:
             "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "cuda": torch.version.cuda},
             "versions": _versions(),
         }
-        write_atomically(self.path / "run.json", json.dumps(manifest, indent=4) + "\n")
+        self._write("run.json", json.dumps(manifest, indent=4))
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self.path / name, (redact(text) if self.anonymise else text) + "\n")

@@ -177,6 +177,9 @@ def workspace(top: Path, phantoms: Path) -> None:
     ]
     (data / "train_images").symlink_to(phantoms / "train_images")
     (data / "datalist.json").write_text(json.dumps({"training": items}))
+    table = pd.DataFrame(items).drop(columns="spleen")
+    table.insert(0, "spleen_healthy", 1)
+    table.assign(spleen_low=0, spleen_high=0).to_csv(data / "own.csv", index=False)
 
 
 def small(command: str, bundle: str, top: Path) -> str:
@@ -192,6 +195,8 @@ def small(command: str, bundle: str, top: Path) -> str:
         extra |= FINER
     if any("train_3d" in word for word in arguments):
         extra |= THREE_D
+    if any("cross_validate" in word for word in arguments):
+        extra["num_folds"] = 2
     if any("multi_gpu" in word for word in arguments):
         extra["backend"] = "gloo"
     if "--resume" in arguments:
@@ -244,7 +249,7 @@ def test_commands_run(root: Path, phantoms: Path, bundle: str, tmp_path: Path, m
 
 def check_results(bundle: str, output: Path) -> None:
     """The files that the README promises."""
-    runs = {path.name for path in output.iterdir() if path.is_dir()} - {"cache"}
+    runs = {path.name for path in output.iterdir() if path.is_dir()} - {"cache", "cross_validation"}
     prepared = json.loads((output / "prepare" / "prepare.json").read_text(encoding="utf-8"))
     assert prepared["series"] == prepared["prepared"] > 0 == prepared["failed"]
     for name in runs - {"check", "prepare", "evaluation", "health", "inference", "embeddings", "pretrain"} | (
@@ -259,6 +264,9 @@ def check_results(bundle: str, output: Path) -> None:
         assert len(pd.read_csv(output / "inference" / "predictions.csv")) == 1
         assert pd.read_csv(output / "check" / "check.csv")["usable"].all()
         assert pd.read_csv(output / "check" / "problems.csv").empty
+        pooled = output / "cross_validation"
+        assert len(pd.read_csv(pooled / "predictions.csv")) == len(pd.read_csv(output / "folds.csv"))
+        assert json.loads((pooled / "metrics.json").read_text(encoding="utf-8"))["score"]["low"] is not None
         assert (output / "inference" / "series" / "000001.json").is_file()
         assert torch.jit.load(output / "model.ts")(torch.rand(2, 1, 32, 32, 3)).shape == (2, 11)
     else:

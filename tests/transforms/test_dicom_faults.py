@@ -24,8 +24,9 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from tests.transforms.ct_factory import PRIVATE, ct_slice, hu_slice, save, set_stored
+from tests.transforms.ct_factory import PRIVATE, SERIES, ct_slice, hu_slice, save, set_stored
 from transforms import LoadSeries, SeriesError
+from workflow.privacy import pseudonym
 
 WriteSeries = Callable[..., Path]
 
@@ -129,7 +130,8 @@ FAULTS = {
     "no rows": (on(Rows=0), "found 32 x 0 x 6"),
     "two series": (
         on(3, SeriesInstanceUID="1.2.3"),
-        r"one series, found 2; choose one with series_uid: .*\(5 files\); 1\.2\.3 \(1 files\)",
+        rf"one series, found 2; choose one with series_uid, .*: {pseudonym(SERIES)} \(5 files, 5 mm\);"
+        rf" {pseudonym('1.2.3')} \(1 files, 5 mm\)",
     ),
     "series UID missing": (on(3, SeriesInstanceUID=None), "003.dcm: expected a SeriesInstanceUID, found none"),
     "no decoder": (

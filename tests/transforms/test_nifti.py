@@ -84,10 +84,25 @@ def test_int16_saturates(tmp_path: Path) -> None:
 def test_eight_bit_needs_its_window(tmp_path: Path) -> None:
     grey = RNG.integers(0, 256, (5, 5, 5)).astype(np.uint8)
     path = write(tmp_path / "grey.nii.gz", grey)
-    with pytest.raises(SeriesError, match=r"found 8-bit values 0\.\.255 .* eight_bit_window=\(low, high\)"):
+    with pytest.raises(SeriesError, match=r"found 8-bit values 0\.\.255, .* eight_bit_window=\(low, high\)"):
         LoadSeries()(path)
     volume = LoadSeries(dtype="float32", eight_bit_window=(-175, 250))(path)
     np.testing.assert_allclose(volume[0], -175 + grey / 255 * 425, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_eight_bit_values_in_a_wider_type(tmp_path: Path, dtype: type) -> None:
+    """Grey values and label maps are told from HU by their values: CT has negative ones."""
+    grey = RNG.integers(0, 256, (5, 5, 5)).astype(dtype)
+    grey[0, 0, 0] = 0
+    path = write(tmp_path / "grey.nii.gz", grey)
+    with pytest.raises(SeriesError, match=r"grey\.nii\.gz: expected HU, found 8-bit values 0\.\.255"):
+        LoadSeries()(path)
+    volume = LoadSeries(eight_bit_window=(-175, 250))(path)
+    np.testing.assert_array_equal(volume[0], np.rint(np.float32(-175) + grey.astype(np.float32) * (425 / 255)))
+    for changed in (-1, 256, 0.5) if dtype is np.float32 else (-1, 256):
+        grey[1, 1, 1] = changed
+        assert LoadSeries(dtype="float32")(write(tmp_path / "hu.nii", grey))[0, 1, 1, 1] == changed
 
 
 def test_window_leaves_hu_sources_alone(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_slab_of_real_ct_is_what_the_config_prepares(root, data_dir, tmp_path,
 
 # what each option of the preparing transforms may be besides its default; the test below asks for all of them
 OPTIONS = {
-    LoadSeriesd: {"dtype": "float32", "eight_bit_window": (0, 100), "series_uid": "1.2"},
+    LoadSeriesd: {"dtype": "float32", "eight_bit_window": (0, 100), "series_uid": "1.2", "resample": True},
     CropBodyd: {"margin_mm": 7.0, "threshold_hu": -300.0, "mask_key": "mask", "mask_labels": (1,), "source_key": "b"},
     ScaleIntensityRanged: {"a_min": -9, "a_max": 9, "b_min": 0.25, "b_max": 0.75, "clip": True, "dtype": np.float64},
     Resized: {

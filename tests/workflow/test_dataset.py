@@ -215,3 +215,33 @@ def test_collation_copies_views_and_leaves_meta_data_behind():
                 assert torch.equal(crops[i, j], image[3 * i : 3 * i + 3, 3 * j : 3 * j + 3])
     volume.zero_()
     assert batch["crops"].any()
+
+
+@given(
+    num_items=st.integers(1, 30), world_size=st.integers(1, 4), epoch=st.integers(0, 10**6), seed=st.integers(0, 2**32)
+)
+@settings(deadline=None, max_examples=80)
+def test_weighted_draws_are_the_same_for_any_number_of_processes_and_each_has_its_number(
+    num_items, world_size, epoch, seed
+):
+    weights = np.arange(1, num_items + 1) / num_items
+    shards = []
+    for rank in range(world_size):
+        sampler = EpochSampler(num_items, seed=seed, weights=weights, rank=rank, world_size=world_size)
+        sampler.set_epoch(epoch)
+        shards.append(list(sampler))
+        assert list(sampler) == shards[-1]
+        assert len(shards[-1]) == len(sampler)
+    merged = [number for step in zip(*shards, strict=True) for number in step]
+    assert len(set(merged)) == len(merged)  # an item drawn twice is augmented in two ways
+    sampler.set_epoch(epoch + 1)
+    assert not set(merged) & set(sampler)
+    if world_size == 1:
+        expected = np.random.default_rng([seed, epoch]).choice(num_items, num_items, p=weights / weights.sum())
+        assert [number % num_items for number in merged] == expected.tolist()
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, float("nan")], [[1.0, 1.0]]])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ValueError, match="weights: expected 2 positive numbers"):
+        EpochSampler(2, weights=weights)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workflow.datalist import select_part
+from workflow.datalist import DatalistError, select_part
 from workflow.folds import make_folds, write_folds
 
 
@@ -30,7 +30,6 @@ def cohort(labels: dict[str, list[int]], series: int = 1) -> list[dict]:
     seed=st.integers(0, 100),
 )
 @settings(deadline=None, max_examples=100)
-@pytest.mark.filterwarnings("ignore:The least populated class")
 def test_every_patient_is_in_exactly_one_fold_of_fair_size(labels, num_folds, seed):
     items = cohort({f"p{i}": label for i, label in enumerate(labels)}, series=2)
     if len(labels) < num_folds:
@@ -95,3 +94,77 @@ def test_a_written_fold_file_is_what_both_bundles_read(tmp_path):
     held_out = {i["patient_id"] for i in select_part(items, "validation", **options)}
     assert held_out == set(folds.loc[folds["fold"] == 1, "patient_id"])
     assert "007" in {i["patient_id"] for i in items}
+
+
+def simulated_rsna(patients: int, seed: int) -> list[dict]:
+    """Injuries about as frequent as in RSNA 2023, some patients with many of them, half with two series."""
+    rng = np.random.default_rng(seed)
+    severity = rng.gamma(0.4, 1 / 0.4, patients)
+    labels = np.zeros((patients, 5), dtype=int)
+    for group, (low, high) in enumerate([(0.02, 0), (0.06, 0), (0.04, 0.02), (0.08, 0.02), (0.06, 0.05)]):
+        injured = rng.random(patients) < np.minimum((low + high) * severity, 0.9)
+        labels[:, group] = injured * np.where(rng.random(patients) < high / (low + high), 2, 1)
+    many = rng.random(patients) < 0.5
+    return [
+        {"patient_id": f"{i:05d}", "series_id": str(k), "label": labels[i]}
+        for i in range(patients)
+        for k in range(1 + many[i])
+    ]
+
+
+def spread(items: list[dict], folds: pd.DataFrame) -> dict[object, list[int]]:
+    """Patients with each class, with any injury and with several series in each fold, from the items alone."""
+    of_patient = dict(zip(folds["patient_id"], folds["fold"], strict=True))
+    names = [f for f in dict.fromkeys(sorted(of_patient.values(), key=str)) if f != "test"]
+    counts: dict[object, Counter] = {}
+    series = Counter(item["patient_id"] for item in items)
+    for patient, label in {item["patient_id"]: item["label"] for item in items}.items():
+        traits = [(g, int(c)) for g, c in enumerate(label) if c > 0]
+        for trait in [*traits, *(["injured"] if traits else []), *(["several"] if series[patient] > 1 else [])]:
+            counts.setdefault(trait, Counter())[of_patient[patient]] += 1
+    return {trait: [count[name] for name in names] for trait, count in counts.items()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_at_the_size_of_rsna_every_class_is_within_a_fifth_of_its_mean_in_every_fold(seed):
+    items = simulated_rsna(3147, seed)
+    table = spread(items, make_folds(items, 5, seed))
+    assert len(table) == 10
+    for trait, counts in table.items():
+        mean = np.mean(counts)
+        assert np.abs(np.asarray(counts) - mean).max() <= max(1, 0.2 * mean), (trait, counts)
+
+
+def test_a_small_cohort_is_balanced_to_about_a_patient():
+    items = simulated_rsna(300, 0)
+    for trait, counts in spread(items, make_folds(items, 5)).items():
+        assert max(counts) - min(counts) <= 3, (trait, counts)
+
+
+def test_a_test_part_is_stratified_too_and_no_fold_has_it():
+    items = simulated_rsna(1000, 1)
+    folds = make_folds(items, 5, seed=2, test_fraction=0.2)
+    assert Counter(folds["fold"]) == {**dict.fromkeys(range(5), 160), "test": 200}
+    tested = set(folds.loc[folds["fold"] == "test", "patient_id"])
+    injured = {item["patient_id"] for item in items if (item["label"] > 0).any()}
+    assert abs(len(injured & tested) / len(injured) - 0.2) < 0.01
+
+
+@pytest.mark.parametrize("options", [{"num_folds": 1}, {"test_fraction": 1.0}, {"test_fraction": -0.1}])
+def test_numbers_out_of_range_are_named(options):
+    with pytest.raises(ValueError, match="need num_folds >= 2 and 0 <= test_fraction < 1"):
+        make_folds(cohort({f"p{i}": [0] for i in range(9)}), **options)
+
+
+def test_a_test_part_of_no_patient_is_an_error():
+    with pytest.raises(ValueError, match=r"found 10 and a test part of 0\.01"):
+        make_folds(cohort({f"p{i}": [0] for i in range(10)}), 5, test_fraction=0.01)
+
+
+def test_a_fold_file_is_written_once(tmp_path):
+    folds = make_folds(cohort({f"p{i}": [0] for i in range(10)}))
+    write_folds(tmp_path / "folds.csv", folds)
+    before = (tmp_path / "folds.csv").read_bytes()
+    with pytest.raises(DatalistError, match=r"folds.csv: exists already and is never overwritten"):
+        write_folds(tmp_path / "folds.csv", folds.iloc[::-1])
+    assert (tmp_path / "folds.csv").read_bytes() == before

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
 
-from workflow.privacy import RedactUIDs, pseudonym, redact
+from workflow.guard import explain_last
+from workflow.privacy import RedactUIDs, anonymous_path, anonymous_text, pseudonym, redact, redacted_logs
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=5, max_size=9), st.sampled_from("012"))
@@ -42,3 +43,44 @@ def test_log_records_and_tracebacks_are_redacted():
     assert uid not in stream.getvalue()
     assert f"while reading uid-{pseudonym(uid)}, 3 files" in stream.getvalue()
     assert stream.getvalue().count(f"uid-{pseudonym(uid)}") >= 2
+
+
+def test_every_logger_and_handler_is_redacted_for_the_time():
+    uid, stream = generate_uid(), io.StringIO()
+    late = logging.getLogger("tests.privacy.late")
+    late.propagate = False
+    with redacted_logs():
+        late.addHandler(logging.StreamHandler(stream))
+        late.warning("%s: skipped", f"/data/{uid}")
+    assert stream.getvalue() == f"/data/uid-{pseudonym(uid)}: skipped\n"
+    late.warning(uid)
+    assert uid in stream.getvalue()
+
+
+def test_a_record_that_cannot_be_formatted_does_not_end_the_run(capsys, monkeypatch):
+    logger = logging.Logger("test")
+    logger.addHandler(logging.StreamHandler(io.StringIO()))
+    with redacted_logs():
+        logger.warning("%d files", "many")
+    assert "Logging error" in capsys.readouterr().err
+
+
+def test_the_last_words_of_a_run_hold_no_uid(capsys):
+    uid = generate_uid()
+    try:
+        raise ValueError(f"/data/{uid}: expected one series")
+    except ValueError as error:
+        explain_last(type(error), error, error.__traceback__)
+    written = capsys.readouterr().err
+    assert "Traceback" in written
+    assert uid not in written
+    assert written.endswith(f"error: ValueError: /data/uid-{pseudonym(uid)}: expected one series\n")
+
+
+def test_paths_become_pseudonyms_of_patient_and_series():
+    uid, other = generate_uid(), generate_uid()
+    path = f"/data/{uid}/7"
+    name = f"{pseudonym(uid)}/{pseudonym('7')}"
+    assert anonymous_path(path) == name
+    text = f"SeriesError: {path}/{other}.dcm: expected a CT image"
+    assert anonymous_text(text, path) == f"SeriesError: {name}/uid-{pseudonym(other)}.dcm: expected a CT image"

@@ -19,18 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
+from pydicom.uid import generate_uid
 
+from workflow.privacy import pseudonym
 from workflow.run import PACKAGES, RunFolder, _versions, select_device, use_amp, write_atomically
 
 
 @pytest.fixture(autouse=True)
 def _process_state():
     """A run sets seeds and log handlers of the whole process."""
-    root, level = logging.getLogger(), logging.getLogger().level
+    root, level, factory = logging.getLogger(), logging.getLogger().level, logging.getLogRecordFactory()
     handlers = list(root.handlers)
     yield
     set_determinism(None)
     root.setLevel(level)
+    logging.setLogRecordFactory(factory)
     for handler in set(root.handlers) - set(handlers):
         root.removeHandler(handler)
         handler.close()
@@ -150,6 +153,21 @@ def test_failed_series_are_listed_and_end_with_status_1(tmp_path):
     ]
     assert json.loads((run.path / "run.json").read_text())["result"] == "completed, 2 series failed"
     assert "2 series failed" in (run.path / "log.txt").read_text()
+
+
+def test_anonymise_names_failed_series_by_pseudonyms(tmp_path, monkeypatch):
+    uid = generate_uid()
+    monkeypatch.setattr(sys, "argv", ["run", f"--dataset_dir=/data/{uid}"])
+    run = RunFolder(tmp_path, "a", anonymise=True)
+    run.start()
+    logging.getLogger("any").warning("%s is odd", uid)
+    with pytest.raises(SystemExit):
+        run.finish([(f"/data/{uid}/8", f"SeriesError: /data/{uid}/8/3.dcm: expected pixels, found none")])
+    name = f"{pseudonym(uid)}/{pseudonym('8')}"
+    table = pd.read_csv(run.path / "failed.csv")
+    assert table.values.tolist() == [[name, f"SeriesError: {name}/3.dcm: expected pixels, found none"]]
+    assert not any(uid in file.read_text() for file in run.path.iterdir())
+    assert f"uid-{pseudonym(uid)} is odd" in (run.path / "log.txt").read_text()
 
 
 def test_the_seed_decides_every_generator(tmp_path):
