@@ -29,6 +29,7 @@ CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTI
 # Defined terms of Rescale Type (DICOM PS3.3 C.11.1.1.2) that are other quantities than HU, such as spectral CT maps.
 # HU, US (unspecified), none and free text ("Houndsfield Unit" occurs) are taken as HU, which the CT IOD implies.
 NOT_HU = {"OD", "HU_MOD", "MGML", "PCT", "Z_EFF", "ED", "EDW", "IR", "IU"}
+COLOUR = ("RGB", "YBR", "PALETTE", "HSV", "ARGB", "CMYK", "XYB")
 # Only these are parsed: it is faster, and no name, identifier or date of a patient is ever in memory.
 HEADER_TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "FrameOfReferenceUID", "NumberOfFrames",
@@ -117,8 +118,11 @@ def _not_a_ct_slice(file: Path, dataset: pydicom.Dataset) -> str:
     for kind in ("LOCALIZER", "SCREEN SAVE"):
         if kind in image_type:
             return f"a {kind.lower()}"
-    if str(dataset.get("PhotometricInterpretation", "MONOCHROME2")) not in ("MONOCHROME1", "MONOCHROME2"):
+    photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    if photometric.startswith(COLOUR):
         return "a colour capture"
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):  # cut off, as "MONOCH": a slice would be lost
+        raise SeriesError(f"{file}: expected a known PhotometricInterpretation: the header is damaged.")
     return ""
 
 

@@ -52,6 +52,7 @@ class SeriesSummary:
     affine: np.ndarray  # stored voxel (i, j, k) -> RAS mm, [4, 4] float64
     skipped_files: int = 0
     dropped_duplicates: int = 0
+    resampled: bool = False  # loading puts it on another grid than this one
 
     @property
     def spacing(self) -> tuple[float, float, float]:

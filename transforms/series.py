@@ -84,13 +84,13 @@ class LoadSeries(Transform):
         """Everything that can be said of the source at `path` without decoding its voxels.
 
         Loading begins with the same checks: what they refuse, loading refuses with the same SeriesError. What they let
-        pass can still fail in loading, where bytes within compressed data are wrong.
+        pass can still fail in loading for its voxels: damage within compressed data, NaN or grey values in NIfTI.
         """
         where = self._existing(os.fspath(path))
         if where.is_file() and is_nifti(where):
             return check_nifti(where, eight_bit_window=self.eight_bit_window)
         stack, skipped = check_dicom(where, series_uid=self.series_uid, resample=self.resample)
-        return SeriesSummary(stack.shape, stack.affine, skipped.total(), len(stack.duplicates))
+        return SeriesSummary(stack.shape, stack.affine, skipped.total(), len(stack.duplicates), bool(stack.irregular))
 
     @staticmethod
     def _existing(source: str) -> Path:

@@ -18,6 +18,7 @@ from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from demo.dataset import Options, write_dataset
 from demo.faults import HARMFUL, sow
 from transforms import LoadSeries, SeriesError
+from workflow.run import RunFolder
 
 LABELS_FILE = Path(__file__).parents[2] / "bundles/rsna_cnn_lstm/configs/labels.json"
 LABELS = LabelTable.from_file(LABELS_FILE)
@@ -157,16 +158,33 @@ def test_anonymised(tmp_path):
     shutil.rmtree(victim)
     victim.mkdir()
     done = check(tree, tmp_path / "out", anonymise=True)[2]
-    text = "".join(path.read_text() for path in (tmp_path / "out").iterdir()) + str(done.failed)
+    with pytest.raises(SystemExit):
+        RunFolder(tmp_path, "out", anonymise=True).finish(done.failed)
+    text = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix == ".csv")
     assert len(done.failed) == 3  # the folder, its patient without images, its row of the series table
     for path in (tree / "train_images").glob("*/*"):
         assert str(path) not in text
         assert path.name not in text
         assert path.parent.name not in text
     plain = check(tree, tmp_path / "plain")[0]
-    hidden = pd.read_csv(tmp_path / "out/check.csv")
+    hidden, failed = (pd.read_csv(tmp_path / "out" / name) for name in ("check.csv", "failed.csv"))
+    assert hidden[hidden["usable"] == 0]["image"].tolist() == failed["image"].tolist()[:1]  # the same pseudonym
     assert hidden["slices"].equals(plain["slices"])
     assert hidden["image"].is_unique
+
+
+def test_what_is_resampled_when_asked_is_usable(faulty, tmp_path):
+    tree, truth = faulty
+    tilted = truth[truth["fault"].isin(["gantry tilt", "non-uniform spacing"])]
+    folder = tmp_path / "two"
+    for row in tilted.itertuples():
+        shutil.copytree(tree / "train_images" / row.patient_id / row.series_id, folder / row.series_id)
+    assert (check(folder, tmp_path / "strict")[0]["usable"] == 0).all()
+    done = DataCheck(str(folder), LoadSeries(resample=True), LABELS, full=True)
+    done.run(tmp_path / "out")
+    series = pd.read_csv(tmp_path / "out/check.csv")
+    assert len(series) == len(tilted) >= 2
+    assert (series[["usable", "resampled"]] == 1).all(axis=None)
 
 
 def test_full_decodes(tmp_path, data_dir):
@@ -188,8 +206,15 @@ def test_own_data_by_a_datalist(tmp_path, data_dir):
     series, problems, done = check(data_dir, tmp_path / "out", datalist=str(tmp_path / "list.json"))
     assert series["label"].tolist() == [1, 0]
     assert series["usable"].tolist() == [1, 1]
-    assert problems.empty
-    assert not done.failed
+    assert problems.to_dict("list") == {
+        "problem": ["series of the datalist without a label"],
+        "where": [str(data_dir / "crlm_ct_1004")],
+    }
+    assert len(done.failed) == 1
+    (tmp_path / "list.json").write_text(json.dumps({"training": [entries[0] | {"liver": "torn"}]}))
+    series, problems, _ = check(data_dir, tmp_path / "out", datalist=str(tmp_path / "list.json"))
+    assert series["usable"].tolist() == [1]
+    assert "liver is 'torn'" in problems["where"].iloc[0]
 
 
 def test_no_false_alarm_on_real_ct(data_dir, tmp_path):

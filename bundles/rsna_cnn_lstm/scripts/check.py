@@ -3,7 +3,7 @@
 """What is in a tree, and what of it cannot be used: a row a series, and what folders and tables do not share.
 
 Each series goes through the same checks as in loading (`transforms.series.LoadSeries.check`), so a series that is
-usable here is refused in training only for bytes that nobody can judge without decoding them: ``full`` decodes.
+usable here is refused in training only for what cannot be seen without decoding its voxels: ``full`` decodes them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tqdm import tqdm
 from transforms.errors import DAMAGED, SeriesError
 from transforms.geometry import SeriesSummary
 from transforms.series import LoadSeries
-from workflow.datalist import ALL, RSNA_IMAGES, DatalistError, find_series
+from workflow.datalist import ALL, RSNA_IMAGES, DatalistError, find_series, load_sections
 from workflow.errors import root_cause
-from workflow.privacy import pseudonym, redact
+from workflow.privacy import anonymous_path, anonymous_text, pseudonym
 from workflow.run import write_atomically
 
 from .cohort import labelled_series
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = (
     "image", "patient_id", "series_id", "usable", "reason", "label", "columns", "rows", "slices", "spacing_x_mm",
     "spacing_y_mm", "spacing_z_mm", "extent_z_mm", "slice_thickness_mm", "orientation", "entry", "body_part", "hu_min",
-    "hu_max", "skipped_files", "dropped_duplicates",
+    "hu_max", "skipped_files", "dropped_duplicates", "resampled",
 )  # fmt: skip
 DESCRIPTION_TAGS = ["SliceThickness", "BodyPartExamined", "PatientPosition", "ImageOrientationPatient"]
 PLANES = ("sagittal", "coronal", "axial")  # by the axis that their normal is nearest to
@@ -60,7 +60,7 @@ class DataCheck:
         exclude: patterns of paths below `dataset_dir` to pass over (not of an RSNA tree's images).
         cache_dir: keeps an index of the folders; None lists them all.
         full: decode every series too.
-        anonymise: pseudonyms in place of paths and ids in all that is written.
+        anonymise: pseudonyms in place of paths and ids in all that is written (`failed` is left to the run folder).
         num_workers: processes.
     """
 
@@ -86,12 +86,12 @@ class DataCheck:
         """Check everything; what cannot be used is in ``failed`` afterwards, as (where, reason)."""
         items, problems = self._list()
         rows = DataLoader(_Rows(items, self.loader, self.full), batch_size=None, num_workers=self.num_workers)
-        rows = tqdm(rows, desc="checking series", unit="series", leave=False, mininterval=1.0)
+        rows = list(tqdm(rows, desc="checking series", unit="series", leave=False, mininterval=1.0))
+        self.failed = [(row["image"], row["reason"]) for row in rows if not row["usable"]]
+        self.failed += ((row["where"], row["problem"]) for row in problems)
         series = pd.DataFrame([self._private(row) for row in rows], columns=list(COLUMNS))
         faults = pd.DataFrame([self._private(row) for row in problems], columns=["problem", "where"])
         unusable = series[series["usable"] == 0]
-        self.failed = [*zip(unusable["image"], unusable["reason"], strict=True)]
-        self.failed += zip(faults["where"], faults["problem"], strict=True)
         write_atomically(Path(output_dir) / "check.csv", series.to_csv(index=False))
         write_atomically(Path(output_dir) / "problems.csv", faults.to_csv(index=False))
         summary = {
@@ -111,7 +111,7 @@ class DataCheck:
     def _list(self) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
         """All series, and the problems that no series shows by itself."""
         if self.datalist is not None:
-            return labelled_series(self.dataset_dir, self.labels, self.datalist, part=ALL), []
+            return self._list_own(self.datalist)
         root, problems = Path(self.dataset_dir).expanduser(), []
         items: dict[str, dict[str, Any]] = {}
         for folder in RSNA_IMAGES:
@@ -127,6 +127,18 @@ class DataCheck:
             others = []
         items = {item["image"]: item for item in others} | items
         return [items[image] for image in sorted(items)], problems
+
+    def _list_own(self, datalist: str) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+        """The same of a datalist, whose series need a label each."""
+        items = load_sections(datalist, self.dataset_dir)
+        try:
+            found = labelled_series(self.dataset_dir, self.labels, datalist, part=ALL, skip_unlabelled=True)
+        except ValueError as error:
+            return items, [{"problem": BAD_ROWS, "where": str(error)}]
+        of_image = {item["image"]: item["label"] for item in found}
+        absent = [item["image"] for item in items if item["image"] not in of_image]
+        items = [{**item, "label": of_image.get(item["image"])} for item in items]
+        return items, [{"problem": "series of the datalist without a label", "where": image} for image in absent]
 
     def _read_tree(self, root: Path, split: str, problems: list[dict[str, str]]) -> RSNATree | None:
         faults: list[str] = []
@@ -148,9 +160,9 @@ class DataCheck:
             bad_rows = row["problem"] == BAD_ROWS  # the message begins with the file and ends with ids
             where = Path(row["where"].split(": ")[0]).name if bad_rows else pseudonym(row["where"])
             return {**row, "where": where}
-        ids = {key: pseudonym(row[key]) for key in ("image", "patient_id", "series_id")}
-        reason = re.sub(re.escape(row["image"]), ids["image"], row["reason"])
-        return {**row, **ids, "reason": redact(reason)}
+        image = row["image"]
+        ids = {key: pseudonym(row[key]) for key in ("patient_id", "series_id")}
+        return {**row, **ids, "image": anonymous_path(image), "reason": anonymous_text(row["reason"], image)}
 
 
 def _items(tree: RSNATree) -> Iterator[dict[str, Any]]:
@@ -195,6 +207,7 @@ def _geometry(summary: SeriesSummary) -> dict[str, Any]:
         "columns": columns, "rows": rows, "slices": slices, "spacing_x_mm": x, "spacing_y_mm": y, "spacing_z_mm": z,
         "extent_z_mm": round(slices * summary.spacing[2], 2), "orientation": _plane(summary.affine[:3, 2]),
         "skipped_files": summary.skipped_files, "dropped_duplicates": summary.dropped_duplicates,
+        "resampled": int(summary.resampled),
     }  # fmt: skip
 
 
