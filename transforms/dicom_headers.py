@@ -31,6 +31,7 @@ HEADER_TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "FrameOfReferenceUID", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "PixelSpacing",
     "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType",
+    "InstanceNumber",
 ]  # fmt: skip
 
 
@@ -47,6 +48,14 @@ class SliceHeader:
     position: np.ndarray  # [3] centre of the first pixel
     slope: float
     intercept: float
+    instance_number: int | None = None  # what slice labels refer to; geometry never rests on it
+
+    @property
+    def centre(self) -> np.ndarray:
+        """[3] middle of the image in LPS mm."""
+        rows, columns = (self.matrix - 1) / 2
+        along_row, along_column = self.orientation[:3], self.orientation[3:]
+        return self.position + columns * self.spacing[1] * along_row + rows * self.spacing[0] * along_column
 
 
 def read_series(path: Path, series_uid: str | None) -> tuple[list[SliceHeader], int]:
@@ -157,7 +166,16 @@ def _parse(file: Path, dataset: pydicom.Dataset) -> SliceHeader:
         position=_numbers(file, dataset, "ImagePositionPatient", 3),
         slope=slope,
         intercept=_numbers(file, dataset, "RescaleIntercept", 1)[0],
+        instance_number=_instance_number(dataset),
     )
+
+
+def _instance_number(dataset: pydicom.Dataset) -> int | None:
+    """A slice's number in its series; None where it is missing or none, which harms nothing but slice labels."""
+    try:
+        return int(dataset.get("InstanceNumber"))
+    except DAMAGED:
+        return None
 
 
 def _numbers(file: Path, dataset: pydicom.Dataset, tag: str, count: int) -> np.ndarray:

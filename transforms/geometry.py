@@ -69,7 +69,9 @@ class RASBuffer:
         affine = source_affine @ inv_ornt_aff(to_ras, tuple(shape))
         return cls(buffer, stored, affine, source_affine)
 
-    def tensor(self, source: str, *, skipped_files: int = 0, dropped_duplicates: int = 0) -> MetaTensor:
+    def tensor(
+        self, source: str, *, skipped_files: int = 0, dropped_duplicates: int = 0, source_slices: str = "[]"
+    ) -> MetaTensor:
         """[1, X, Y, Z] MetaTensor over the same memory. All sources carry the same meta keys, so that they batch."""
         meta = {
             "affine": torch.from_numpy(self.affine),
@@ -79,5 +81,6 @@ class RASBuffer:
             "filename_or_obj": source,
             "skipped_files": skipped_files,
             "dropped_duplicates": dropped_duplicates,
+            "source_slices": source_slices,
         }
         return MetaTensor(torch.from_numpy(self.buffer).permute(2, 1, 0)[None], meta=meta)

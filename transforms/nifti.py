@@ -33,8 +33,10 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, float] | None, source: str) -> MetaTensor:
-    """The HU volume in a .nii or .nii.gz file; a SeriesError where there is none.
+def load_nifti(
+    path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, float] | None, source: str, labels: bool = False
+) -> MetaTensor:
+    """The HU volume, or with `labels` the mask, in a .nii or .nii.gz file; a SeriesError where there is none.
 
     The stream is read once, in the order of the file and to its end, so that a damaged .gz fails its checksum.
     """
@@ -42,7 +44,7 @@ def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, fl
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
             image = _open_image(path, stream)
             slope_is_set = image.dataobj.slope != 1 or image.dataobj.inter != 0
-            windowed = _needs_window(path, image, eight_bit_window) if not slope_is_set else False
+            windowed = _needs_window(path, image, eight_bit_window) if not (slope_is_set or labels) else False
             volume = RASBuffer.allocate(image.shape, _checked_affine(path, image), dtype)
             lowest = np.inf
             for k in range(image.shape[2]):
@@ -61,7 +63,7 @@ def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, fl
         raise SeriesError(
             f"{path}: expected a readable NIfTI file, found a damaged or foreign one ({type(error).__name__}: {error})."
         ) from error
-    if lowest >= 0:
+    if lowest >= 0 and not labels:
         logger.warning("%s: no value is below 0; air would be -1000 HU. Is this a volume in HU?", path)
     return volume.tensor(source)
 
