@@ -78,7 +78,7 @@ class LoadOrganMask(Transform):
         inside = float(placed.sum() * _voxel(image)) / total
         if inside < MIN_INSIDE:
             raise SeriesError(
-                f"{where}: expected a mask in the space of its image, found {inside:.0%} of the organs inside the image."
+                f"{where}: expected a mask in the space of its image, found {inside:.0%} of the organs inside it."
             )
         return MetaTensor(torch.from_numpy(placed)[None], affine=image.affine)
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Findings of single images of a series -> labels of the slices that the network sees.
 
-RSNA 2023's `image_level_labels.csv` names images by InstanceNumber, in whatever order the scanner counted. Body crop and
-resizing move and merge slices, so the way from one to the other leads through the patient's coordinates.
+RSNA 2023's `image_level_labels.csv` names images by InstanceNumber, in whatever order the scanner counted. Body crop
+and resizing move and merge slices, so the way from one to the other leads through the patient's coordinates.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def _read_json(path: Path) -> Any:
 def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None, section: str) -> list[dict]:
     """A section of a decathlon-style JSON: ``{"training": [{"image": "a.nii.gz", "patient_id": "7"}, ...], ...}``.
 
-    Relative paths are below `dataset_dir`, or beside the JSON where that is None.
+    An entry may have a ``mask`` of its organs. Relative paths are below `dataset_dir`, or beside the JSON where that is None.
 
     Raises:
         DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing.
@@ -125,6 +125,12 @@ def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[s
         image = base / entry["image"]
         if not image.exists():
             raise DatalistError(f"datalist {path}: {section}[{number}] names {image}, which does not exist")
+        if entry.get("mask"):
+            entry["mask"] = str(base / entry["mask"])
+            if not Path(entry["mask"]).exists():
+                raise DatalistError(
+                    f"datalist {path}: {section}[{number}] names the mask {entry['mask']}, which does not exist"
+                )
         name = str(entry.get("series_id", entry["image"]))
         items.append(
             {**entry, "image": str(image), "patient_id": str(entry.get("patient_id", name)), "series_id": name}

@@ -4,18 +4,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from workflow.datalist import PARTS, DatalistError, has_own_parts, load_datalist, select_part
 from workflow.folds import make_folds
 
 from .datalist import rsna_datalist
+from .findings import add_findings
 from .labels import LabelTable
+from .masks import add_masks
 
-__all__ = ["labelled_series"]
+__all__ = ["labelled_series", "with_series_table"]
 
 
 def labelled_series(
@@ -29,8 +34,14 @@ def labelled_series(
     num_folds: int = 5,
     seed: int = 0,
     strata: LabelTable | None = None,
+    findings: bool = False,
+    crop: str = "body",
+    mask_dir: str | None = None,
 ) -> list[dict[str, Any]]:
     """Items with ``image``, ``patient_id``, ``series_id`` and ``label`` ([G] class indices) of one part.
+
+    Each has ``aortic_hu`` (NaN if unknown) and ``incomplete_organ`` (-1 if unknown) too, and what `findings` and `crop`
+    ask for: all items have the same keys, so that they batch.
 
     Args:
         dataset_dir: an RSNA 2023 tree, or the base of `datalist`'s paths.
@@ -42,6 +53,9 @@ def labelled_series(
             each time; they have no test part. A datalist with a ``validation`` section is taken at its word instead.
         fold: the validation fold.
         strata: the whole label table where `labels` is a selection of it; the folds are stratified on it.
+        findings: add ``findings``, the labels of single images, see `findings.add_findings`.
+        crop: "organs" adds ``mask``, see `masks.add_masks`.
+        mask_dir: of `masks.add_masks`.
 
     Raises:
         DatalistError: for unknown classes or an empty part. ValueError: for a tree that does not fit its CSV files.
@@ -56,8 +70,9 @@ def labelled_series(
         own_parts = has_own_parts(datalist, part, folds_file)
         items = load_datalist(datalist, dataset_dir, part if own_parts else "training")
         items = [{**item, "label": _classes(item, labels, datalist)} for item in items]
-    wanted = ("image", "patient_id", "series_id", "label")
-    items = [{key: item[key] for key in wanted} for item in items]
+    items = [_plain(item, ["findings"] * findings + ["mask"] * (crop == "organs")) for item in items]
+    items = add_findings(items, labels, dataset_dir, datalist) if findings else items
+    items = add_masks(items, crop, dataset_dir, mask_dir)
     if datalist is not None and own_parts:
         return items
     if folds_file is None:
@@ -71,6 +86,29 @@ def labelled_series(
             )
         return chosen
     return select_part(items, part, folds_file=folds_file, fold=fold, val_fraction=0.0, seed=seed)
+
+
+def with_series_table(frame: pd.DataFrame, items: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows of a frame of series with what `items` know of them: ``aortic_hu`` and ``incomplete_organ``.
+
+    A blank cell is unknown; a column of which nothing is known is left out.
+    """
+    known = {
+        (item["patient_id"], item["series_id"]): (item.get("aortic_hu"), item.get("incomplete_organ")) for item in items
+    }
+    rows = [known.get(key, (None, None)) for key in zip(frame["patient_id"], frame["series_id"], strict=True)]
+    table = pd.DataFrame(rows, columns=["aortic_hu", "incomplete_organ"], index=frame.index)
+    table["incomplete_organ"] = table["incomplete_organ"].astype("Int64").replace(-1, pd.NA)
+    return frame.join(table.dropna(axis="columns", how="all"))
+
+
+def _plain(item: dict[str, Any], further: list[str]) -> dict[str, Any]:
+    """The same keys for every item, whatever a table or datalist says of it."""
+    hu, incomplete = item.get("aortic_hu"), item.get("incomplete_organ")
+    plain = {key: item[key] for key in ("image", "patient_id", "series_id", "label")}
+    plain["aortic_hu"] = math.nan if hu is None else float(hu)
+    plain["incomplete_organ"] = -1 if incomplete is None else int(incomplete)
+    return plain | {key: item.get(key) for key in further}
 
 
 def _with_all_labels(

@@ -21,7 +21,7 @@ import pandas as pd
 
 from .labels import MISSING, LabelTable, first_few
 
-__all__ = ["datalist_solution", "read_labels", "rsna_datalist"]
+__all__ = ["datalist_solution", "read_labels", "read_table", "rsna_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def read_labels(csv_file: str | Path, table: LabelTable) -> dict[str, np.ndarray
         ValueError: no ``patient_id`` column, empty or repeated ids, no rows, or wrong class columns; the message names
             the file.
     """
-    frame = _read_csv(csv_file, ["patient_id"])
+    frame = read_table(csv_file, ["patient_id"])
     try:
         indices = table.class_indices(frame)
     except ValueError as error:
@@ -159,8 +159,8 @@ def _folders(parent: Path) -> list[Path]:
     return [parent / name for name in names]
 
 
-def _read_csv(csv_file: str | Path, keys: Sequence[str]) -> pd.DataFrame:
-    """A CSV whose key columns are text, present, filled and unique together."""
+def read_table(csv_file: str | Path, keys: Sequence[str], unique: bool = True) -> pd.DataFrame:
+    """A CSV whose key columns are text, present, filled and, if asked for, unique together."""
     try:
         frame = pd.read_csv(csv_file, dtype={key: str for key in keys})
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
@@ -177,7 +177,7 @@ def _read_csv(csv_file: str | Path, keys: Sequence[str]) -> pd.DataFrame:
             )
     if frame.empty:
         raise ValueError(f"{csv_file}: has no rows")
-    twice = frame.loc[frame.duplicated(list(keys)), keys[0]].unique()
+    twice = frame.loc[frame.duplicated(list(keys)), keys[0]].unique() if unique else ()
     if len(twice):
         raise ValueError(f"{csv_file}: {len(twice)} {' and '.join(keys)} in more than one row: {first_few(twice)}")
     return frame
@@ -187,7 +187,7 @@ def _read_meta(csv_file: Path) -> dict[tuple[str, str], dict[str, Any]] | None:
     """(patient, series) -> ``aortic_hu`` and ``incomplete_organ``; ``None`` without the file."""
     if not csv_file.is_file():
         return None
-    frame = _read_csv(csv_file, ["patient_id", "series_id"])
+    frame = read_table(csv_file, ["patient_id", "series_id"])
     frame = frame.reindex(columns=["patient_id", "series_id", "aortic_hu", "incomplete_organ"])
     frame["aortic_hu"] = pd.to_numeric(frame["aortic_hu"]).astype(float)
     frame["incomplete_organ"] = pd.to_numeric(frame["incomplete_organ"]).fillna(-1).astype(int)
