@@ -106,7 +106,8 @@ def _read_json(path: Path) -> Any:
 def load_datalist(path: str | os.PathLike[str], dataset_dir: str | os.PathLike[str] | None, section: str) -> list[dict]:
     """A section of a decathlon-style JSON: ``{"training": [{"image": "a.nii.gz", "patient_id": "7"}, ...], ...}``.
 
-    An entry may have a ``mask`` of its organs. Relative paths are below `dataset_dir`, or beside the JSON where that is None.
+    An entry may have a ``mask`` of its organs. Relative paths are below `dataset_dir`, or beside the JSON where that is
+    None.
 
     Raises:
         DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing.

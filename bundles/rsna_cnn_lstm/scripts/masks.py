@@ -32,7 +32,9 @@ def add_masks(
     """
     if crop != "organs":
         return [dict(item) for item in items]
-    folder = Path(mask_dir).expanduser() if mask_dir is not None else Path(str(dataset_dir)) / "segmentations"
+    if mask_dir is None and dataset_dir is None:
+        return [{**item, "mask": item.get("mask") or ""} for item in items]
+    folder = Path(dataset_dir) / "segmentations" if mask_dir is None else Path(mask_dir).expanduser()
     if mask_dir is not None and not folder.is_dir():
         raise ValueError(f"mask_dir: expected a folder of masks, found none at {folder}")
     return [{**item, "mask": item.get("mask") or _find(folder, item["series_id"])} for item in items]

@@ -70,8 +70,8 @@ class InjurySliceLoss(nn.Module):
 
         Args:
             predicted: logits of the series [B, L] and of the slices [B, S, L].
-            target: classes of the series [B, G], and labels of the slices [B, S, K]: 1, 0, or -1 where unknown, with the
-                K groups of ``LabelTable.slice_groups``.
+            target: classes of the series [B, G], and labels of the slices [B, S, K]: 1, 0, or -1 where unknown, with
+                the K groups of ``LabelTable.slice_groups``.
 
         Returns:
             Scalar tensor.
