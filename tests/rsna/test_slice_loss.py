@@ -142,14 +142,6 @@ def test_one_pass_of_the_backbone_gives_both(slice_pool: str) -> None:
     assert {name.removeprefix("network.") for name in module.state_dict()} == set(network.state_dict())
 
 
-def test_the_network_still_scripts() -> None:
-    network = CNNLSTM(Pixels().requires_grad_(False), hidden_size=3).eval()
-    x = torch.rand(1, 1, 8, 8, 4)
-    network.backbone.forward = network.backbone.layer.forward  # counting calls is no TorchScript
-    network.backbone = nn.Sequential(nn.Flatten(), network.backbone.layer)
-    assert torch.equal(torch.jit.script(network)(x), network(x))
-
-
 def test_the_batch_has_both_targets() -> None:
     batch = {"image": torch.rand(2, 1), "label": torch.ones(2, 5), "slice_label": torch.zeros(2, 4, 2)}
     image, (label, slices) = training_batch(0.1)(batch, torch.device("cpu"))
