@@ -53,10 +53,14 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """A group of exclusive classes, the healthy one first."""
+    """A group of exclusive classes, the healthy one first.
+
+    ``image_level_name``: what the labels of single images call its injury; only a two-class group can have one.
+    """
 
     name: str
     classes: tuple[LabelClass, ...]
+    image_level_name: str | None = None
 
     @property
     def is_binary(self) -> bool:
@@ -155,6 +159,11 @@ class LabelTable:
     def group_names(self) -> tuple[str, ...]:
         """Names of the G groups."""
         return tuple(group.name for group in self.groups)
+
+    @property
+    def slice_groups(self) -> tuple[str, ...]:
+        """Names of the groups that have labels of single slices."""
+        return tuple(group.name for group in self.groups if group.image_level_name)
 
     @property
     def heads(self) -> dict[str, int]:
@@ -296,7 +305,7 @@ def _parse_weight(where: str, weight: Any) -> float:
 
 
 def _parse_group(content: Any) -> LabelGroup:
-    _check_keys("a group", content, required={"name", "classes"}, optional={"_desc_"})
+    _check_keys("a group", content, required={"name", "classes"}, optional={"_desc_", "image_level_name"})
     name = _parse_name("a group", content["name"])
     if not isinstance(content["classes"], list) or len(content["classes"]) < 2:
         raise ValueError(f"group '{name}' needs a list of at least two classes, the healthy one first")
@@ -308,7 +317,15 @@ def _parse_group(content: Any) -> LabelGroup:
             _parse_weight(f"'{key}' of {name}_{label}", item.get(key, 1.0)) for key in ("loss_weight", "score_weight")
         ]
         classes.append(LabelClass(label, *weights))
-    return LabelGroup(name, tuple(classes))
+    image_level_name = content.get("image_level_name")
+    if image_level_name is not None and not (isinstance(image_level_name, str) and image_level_name):
+        raise ValueError(f"'image_level_name' of group '{name}' must be a text, got {image_level_name!r}")
+    if image_level_name is not None and len(classes) != 2:
+        raise ValueError(
+            f"group '{name}' has an image_level_name and {len(classes)} classes: slices can have labels only in a group"
+            " of two, which has one logit"
+        )
+    return LabelGroup(name, tuple(classes), image_level_name)
 
 
 def _parse_any(content: Any) -> AnyInjury:

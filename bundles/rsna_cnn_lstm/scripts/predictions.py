@@ -26,6 +26,7 @@ from monai.utils import convert_to_tensor, evenly_divisible_all_gather, string_l
 
 from workflow.run import write_atomically
 
+from .cohort import with_series_table
 from .datalist import datalist_solution
 from .labels import MISSING, LabelTable, first_few
 from .metrics import evaluate_patients
@@ -131,7 +132,8 @@ class PredictionWriter:
     Files in ``output_dir``, each written to a temporary name and renamed:
 
     - ``predictions.csv``: ``patient_id`` and the class columns, one row a patient: RSNA's submission.
-    - ``series_predictions.csv``: the same by series, with ``series_id`` and the name of its JSON file.
+    - ``series_predictions.csv``: the same by series, with ``series_id`` and the name of its JSON file, and where
+      ``datalist`` knows them ``aortic_hu`` and ``incomplete_organ``.
     - ``series/000001.json`` ...: probabilities by group, the any-injury probability, and the true classes where known.
     - ``solution.csv`` and ``metrics.json``: the truth in the columns of ``predictions.csv``, and
       :func:`evaluate_patients`, if any item has a label.
@@ -147,6 +149,7 @@ class PredictionWriter:
             takes the best constant in hindsight, see :func:`evaluate_patients`.
         pred_key: key of the logits in the engine's output.
         save_rank: the process that writes.
+        datalist: items of the series that are predicted.
 
     Attributes:
         metrics: the latest result of :func:`evaluate_patients`, ``None`` without labels.
@@ -163,6 +166,7 @@ class PredictionWriter:
         train_datalist: Sequence[Mapping[str, Any]] | None = None,
         pred_key: str = "pred",
         save_rank: int = 0,
+        datalist: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         if combine not in ("max", "mean"):
             raise ValueError(f"combine must be 'max' or 'mean', got {combine!r}")
@@ -172,7 +176,7 @@ class PredictionWriter:
         self.combine = combine
         self.n_resamples, self.seed, self.threshold = n_resamples, seed, threshold
         self.train_datalist = train_datalist
-        self.save_rank = save_rank
+        self.save_rank, self.datalist = save_rank, datalist
         self.metrics: dict[str, Any] | None = None
         self.logger = logging.getLogger(__name__)
 
@@ -218,7 +222,7 @@ class PredictionWriter:
         for name, row, label in zip(names, series.to_dict("records"), labels, strict=True):
             content = json.dumps(self._series_content(row, label), indent=2) + "\n"
             write_atomically(self.output_dir / name, content)
-        series = series.assign(json_file=names)
+        series = with_series_table(series.assign(json_file=names), self.datalist)
         write_atomically(self.output_dir / "series_predictions.csv", series.to_csv(index=False))
 
     def _series_content(self, row: Mapping[str, Any], label: np.ndarray) -> dict[str, Any]:
