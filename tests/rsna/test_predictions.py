@@ -68,6 +68,7 @@ def test_inference_writes_predictions_of_every_series_and_patient(tmp_path):
         "predictions.csv",
         "series",
         "series_predictions.csv",
+        "submission.csv",
     ]
     series = pd.read_csv(tmp_path / "out/series_predictions.csv", dtype={"patient_id": str})
     pd.testing.assert_frame_equal(series.drop(columns="json_file"), _expected_series(items), check_dtype=False)
@@ -108,6 +109,7 @@ def test_names_of_files_come_from_no_id(tmp_path):
         "out/series_predictions.csv",
         "out/series/000001.json",
         "out/series/000002.json",
+        "out/submission.csv",
     }
 
 
