@@ -36,7 +36,7 @@ MERGED = {
     "voco2d_pretrain": ("", "evaluate", "multi_gpu_train", "prepare", "train_3d"),
     "rsna_cnn_lstm": ("", "evaluate", "multi_gpu_train", "prepare", "cross_validate"),
 }
-STANDALONE = {"voco2d_pretrain": ("inference",), "rsna_cnn_lstm": ("check_data", "folds", "inference")}
+STANDALONE = {"voco2d_pretrain": ("inference",), "rsna_cnn_lstm": ("calibrate", "check_data", "folds", "inference")}
 # All that expressions may say. Whatever is not here belongs into a documented function.
 NAMES = {"torch", "int", "len", "list", "str"}
 ATTRIBUTES = {

@@ -85,10 +85,9 @@ def read_cohort(
     mask_dir: str | None = None,
     cache_dir: str | None = None,
 ) -> list[dict[str, Any]]:
-    """All labelled series, undivided: items with ``image``, ``patient_id``, ``series_id``, ``label`` ([G] class indices),
-    ``aortic_hu`` (NaN if unknown) and ``incomplete_organ`` (-1 if unknown), and what `findings` and `crop` ask for.
-
-    All items have the same keys, so that they batch.
+    """All labelled series, undivided: items with ``image``, ``patient_id``, ``series_id``, ``label`` ([G] class
+    indices), ``aortic_hu`` (NaN if unknown) and ``incomplete_organ`` (-1 if unknown), and what `findings` and `crop`
+    ask for. All have the same keys, so that they batch.
 
     Args:
         dataset_dir: an RSNA 2023 tree, or the base of `datalist`'s paths.
