@@ -34,8 +34,8 @@ STYLE = {
     "font.family": "sans-serif", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa5b1",
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": "#52606d", "ytick.color": "#52606d", "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": "#e4e7eb", "grid.linewidth": 0.8, "lines.linewidth": 1.8, "lines.markersize": 5,
-    "legend.frameon": False, "figure.constrained_layout.use": True, "svg.hashsalt": "report",
+    "axes.axisbelow": True, "grid.color": "#e4e7eb", "grid.linewidth": 0.8, "lines.linewidth": 1.8,
+    "lines.markersize": 5, "legend.frameon": False, "figure.constrained_layout.use": True, "svg.hashsalt": "report",
 }  # fmt: skip
 WIDTH = 9.6  # inches
 
@@ -56,6 +56,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 def _panels(count: int, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH, height * rows))
+    figure.get_layout_engine().set(h_pad=0.12)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[count:]:
         axis.remove()
@@ -209,22 +210,25 @@ def learning_figure(epochs: pd.DataFrame, iterations: pd.Series | None) -> Figur
     return figure
 
 
-def slices_figure(volume: np.ndarray, spacing: Sequence[float], count: int = 8) -> Figure:
-    """Axial slices of a prepared volume from top to bottom, patient's right on the left.
+def slices_figure(volume: np.ndarray, spacing: Sequence[float], count: int = 10, columns: int = 5) -> Figure:
+    """Axial slices of a prepared volume from top to bottom, the patient's right on the left.
 
     Args:
         volume: [X, Y, Z] in RAS.
         spacing: of its voxels, mm.
         count: number of slices, evenly spaced over the middle nine tenths.
+        columns: slices in a row.
     """
     size_x, size_y, size_z = volume.shape
     limits = (0, 255) if volume.dtype == np.uint8 else (float(volume.min()), float(volume.max()))
     heights = np.linspace(0.95, 0.05, min(count, size_z)) * (size_z - 1)
+    rows = math.ceil(len(heights) / columns)
     tall = size_y * spacing[1] / (size_x * spacing[0])
-    figure = Figure(figsize=(WIDTH, WIDTH / count * tall), facecolor="black")
-    axes = figure.subplots(1, len(heights), squeeze=False, gridspec_kw={"wspace": 0.02})[0]
+    figure = Figure(figsize=(WIDTH, rows * WIDTH / columns * tall), facecolor="black")
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02}).ravel()
     figure.subplots_adjust(0, 0, 1, 1)
-    for axis, z in zip(axes, heights.round().astype(int), strict=True):
-        axis.imshow(volume[::-1, ::-1, z].T, cmap="gray", clim=limits, aspect=spacing[1] / spacing[0])
+    for axis in axes:
         axis.set_axis_off()
+    for axis, z in zip(axes, heights.round().astype(int), strict=False):
+        axis.imshow(volume[::-1, ::-1, z].T, cmap="gray", clim=limits, aspect=spacing[1] / spacing[0])
     return figure

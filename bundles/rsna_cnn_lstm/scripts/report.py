@@ -71,8 +71,8 @@ def write_report(
         ("Score", partial(report_sections.score, results)),
         ("Earlier runs", partial(report_context.runs, results)),
         ("ROC curves", partial(report_sections.curves, results, "roc")),
-        ("Precision and recall", partial(report_sections.curves, results, "precision_recall")),
-        ("Precision, recall and F1", partial(report_sections.classes, results)),
+        ("Precision-recall curves", partial(report_sections.curves, results, "precision_recall")),
+        ("Precision, recall, F1 by class", partial(report_sections.classes, results)),
         ("Confusion matrices", partial(report_sections.confusion, results)),
         ("Calibration", partial(report_sections.calibration, results)),
         ("Learning curves", partial(report_context.learning, weights)),
@@ -166,7 +166,7 @@ def _page(results: Results, sections: Sequence[Section], synthetic: bool) -> str
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
-    facts = [("Run", results.folder.name)]
+    facts = []
     if "started" in results.manifest:
         facts.append(("Date", results.manifest["started"].replace("T", " ")))
     facts.append(("Patients", str(len(results.patients.ids))))

@@ -95,18 +95,18 @@ def worst_patients(results: Results, dataset: SlabDataset | None) -> Section:
     groups = results.table.groups
     rows = []
     for position in order:
-        cells = [f"{truth}, p {probability}" if truth else "" for truth, _, probability in _calls(results, position)]
+        cells = [f"{truth} {probability}" if truth else "" for truth, _, probability in _calls(results, position)]
         share = number(100 * totals[position] / totals.sum(), 1)
         rows.append((results.patients.ids[position], number(totals[position], 4), share, *cells))
     heads = ("patient", "contribution", "% of score", *(group.name.replace("_", " ") for group in groups))
     text = [
-        "A patient's contribution is its share of each term's weighted mean, averaged over the terms: over all patients "
-        "they add up to the score. Cells: the true class and the probability that it was given."
+        "A patient's contribution is its share of each term's weighted mean, averaged over the terms: over all "
+        "patients they add up to the score. Cells: the true class and the probability that it was given."
     ]
     section = Section("worst", "Worst-scored patients", text, tables=[Table("Largest contributions", heads, rows)])
     if dataset is not None:
-        section.text.append("Slices as the network's preparation leaves them (cropped to the body, windowed), from top to "
-                            "bottom; the patient's right is on the left.")  # fmt: skip
+        section.text.append("Slices as the network's preparation leaves them (cropped to the body, windowed), from top "
+                            "to bottom; the patient's right is on the left.")  # fmt: skip
         section.cards = [_card(results, rank, position, parts[position], dataset)
                          for rank, position in enumerate(order[:SHOWN], start=1)]  # fmt: skip
     return section
@@ -125,9 +125,8 @@ def _calls(results: Results, position: int) -> list[tuple[str, str, str]]:
 
 def _card(results: Results, rank: int, position: int, parts: np.ndarray, dataset: SlabDataset) -> Card:
     patient = results.patients.ids[position]
-    names = [group.name for group in results.table.groups]
-    rows = [(name, *call, number(part, 4))
-            for name, call, part in zip(names, _calls(results, position), parts[: len(names)], strict=True)]  # fmt: skip
+    calls = zip(results.table.group_names, _calls(results, position), parts, strict=False)  # the last part: any injury
+    rows = [(name, *call, number(part, 4)) for name, call, part in calls]
     heads = ("group", "truth", "predicted", "p of the truth", "contribution")
     card = Card(f"Patient {patient}", f"Contribution to the score: {number(parts.sum(), 4)}",
                 [Table("Truth and prediction", heads, rows)])  # fmt: skip

@@ -27,8 +27,8 @@ def score(results: Results) -> Section:
     difference = with_interval(base["score_difference"])
     source = "of the training patients" if base["source"] == "given" else f"({base['source']})"
     text = [
-        "The score is the mean of the terms, each a log loss over patients with the weights of the label table; lower is "
-        f"better. The baseline predicts for every patient the class frequencies {source}, without looking at an image.",
+        "The score is the mean of the terms, each a log loss over patients with the weights of the label table; lower "
+        f"is better. The baseline predicts the class frequencies {source} for every patient, without an image.",
         f"Score minus baseline: {difference} (negative is better).",
     ]
     table = Table("Score and terms", ("term", "this run", "class frequencies"), rows)
@@ -46,27 +46,31 @@ def curves(results: Results, kind: str) -> Section:
     else:
         found = {name: with_interval(average_precision(task, *results.resampling))
                  for name, task in results.groups.items()}  # fmt: skip
-        figure_name, point, title, section = "average precision", "recall", "Precision and recall", "precision-recall"
+        figure_name, point, title, section = (
+            "average precision",
+            "recall",
+            "Precision-recall curves",
+            "precision-recall",
+        )
     captions = {name: text if text == "undefined" else f"{_short(figure_name)} {text}" for name, text in found.items()}
     at = [round(100 * place) for place in POINTS]
-    rows = []
+    rows, points = [], []
     for name, band in bands.items():
         task = results.groups[name]
-        row = [_plain(name), f"{int(np.nansum(task.truth))} of {int(task.known.sum())}", found[name]]
-        if band is None:
-            rows.append([*row, *["undefined"] * len(at)])
-        else:
+        rows.append((_plain(name), f"{int(np.nansum(task.truth))} of {int(task.known.sum())}", found[name]))
+        if band is not None:
             low, high = (None, None) if band.low is None else (band.low[at], band.high[at])
-            rows.append([*row, *intervals(band.value[at], low, high)])
+            points.append((_plain(name), *intervals(band.value[at], low, high)))
     what = "Sensitivity" if kind == "roc" else "Precision"
     text = [
-        "Injured against healthy, by patient. Bands: pointwise 95 % bootstrap intervals over patients. Dashed: guessing."
+        "Injured against healthy, by patient. Bands: pointwise 95 % bootstrap intervals over patients. Dashed: chance."
     ]
-    wide = Table(
-        f"{what} at given {point}", ("group", "injured", figure_name, *(f"at {GRID[k]:.2f}" for k in at)), rows
-    )
+    tables = [
+        Table(f"{figure_name[0].upper()}{figure_name[1:]} by group", ("group", "injured", figure_name), rows),
+        Table(f"{what} at given {point}", ("group", *(f"at {GRID[k]:.2f}" for k in at)), points, folded=True),
+    ]
     figure = curves_figure(bands, kind, captions, prevalence)
-    return Section(section, title, text, [Picture(kind, f"{title} by group with 95 % bands", figure)], [wide])
+    return Section(section, title, text, [Picture(kind, f"{title} by group with 95 % bands", figure)], tables)
 
 
 def calibration(results: Results) -> Section:
@@ -87,9 +91,9 @@ def calibration(results: Results) -> Section:
                 for row in frame.itertuples()
             ]  # fmt: skip
     text = [
-        "Patients in bins of equal size by predicted probability of injury; bars: 95 % Wilson intervals of the observed "
-        "share. On the dashed line a probability means what it says. Training and score weigh injured patients more, so "
-        "uncalibrated probabilities are expected to exceed the observed shares."
+        "Patients in bins of equal size by predicted probability of injury; bars: 95 % Wilson intervals of the "
+        "observed share. On the dashed line a probability means what it says. Training and score weigh injured "
+        "patients more, so uncalibrated probabilities are expected to exceed the observed shares."
     ]
     tables = [
         Table("Means and Brier score", ("group", "mean predicted", "observed", "Brier score"), summary),
@@ -102,7 +106,7 @@ def calibration(results: Results) -> Section:
 
 def confusion(results: Results) -> Section:
     """Confusion matrices of the most probable classes."""
-    matrices, tables = {}, []
+    matrices, rows = {}, []
     columns = zip(results.table.groups, results.patients.classes.T, results.patients.probabilities, strict=True)
     for group, true, probability in columns:
         known = true != MISSING
@@ -111,12 +115,12 @@ def confusion(results: Results) -> Section:
         if known.any():
             counts = confusion_matrix(true[known], probability[known].argmax(axis=1), labels=labels)
             matrices[group.name] = (counts, names)
-            rows = [(name, *map(str, row)) for name, row in zip(names, counts, strict=True)]
-            heads = ("truth", *(f"predicted {name}" for name in names))
-            tables.append(Table(_plain(group.name), heads, rows, folded=True))
+            rows += [(_plain(group.name), names[row], names[column], str(counts[row, column]))
+                     for row in labels for column in labels]  # fmt: skip
     text = ["Patients by true class (rows) and most probable class (columns); shade: share of the row."]
     picture = Picture("confusion", "Confusion matrices by group", confusion_figure(matrices))
-    return Section("confusion", "Confusion matrices", text, [picture], tables)
+    table = Table("Counts", ("group", "truth", "predicted", "patients"), rows, folded=True)
+    return Section("confusion", "Confusion matrices", text, [picture], [table])
 
 
 def classes(results: Results) -> Section:
@@ -135,7 +139,7 @@ def classes(results: Results) -> Section:
         high = [(_plain(name), with_interval(value)) for name, value in metrics["auc_high_grade"].items()]
         tables.append(Table("AUC of high grade against all others", ("group", "AUC"), high))
     text = [f"Called by: {metrics['decision']}. The mean of the average precisions is the mAP."]
-    return Section("classes", "Precision, recall and F1", text, tables=tables)
+    return Section("classes", "Precision, recall, F1 by class", text, tables=tables)
 
 
 def _prevalence(truth: np.ndarray) -> float:
