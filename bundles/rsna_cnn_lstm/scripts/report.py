@@ -192,6 +192,9 @@ def _headline(results: Results) -> list[tuple[str, str, str]]:
 def _embed(folder: Path, picture: Picture) -> str:
     """Writes the picture as PNG and gives it as a data URI: photographs as PNG, drawings as SVG."""
     folder.mkdir(exist_ok=True)
+    if picture.figure.get_layout_engine() is not None:
+        picture.figure.draw_without_rendering()  # the layout once, not again for each format
+        picture.figure.set_layout_engine("none")
     content = _bytes(picture, "png")
     temporary = folder / f".{picture.name}.png"
     temporary.write_bytes(content)
