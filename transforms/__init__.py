@@ -7,7 +7,7 @@ from __future__ import annotations
 from .body import CropBody, CropBodyd
 from .errors import SeriesError
 from .series import LoadSeries, LoadSeriesd
-from .slices import ExtractSlices, ExtractSlicesd, slice_affines
+from .slices import ExtractSlices, ExtractSlicesd, SliceAffinesd, slice_affines
 from .voco import RandVoCoCrop, RandVoCoCropd, VoCoCrops, overlap_labels
 
 __version__ = "0.1.0"
@@ -22,6 +22,7 @@ __all__ = [
     "RandVoCoCrop",
     "RandVoCoCropd",
     "SeriesError",
+    "SliceAffinesd",
     "VoCoCrops",
     "overlap_labels",
     "slice_affines",
