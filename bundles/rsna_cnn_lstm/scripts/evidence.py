@@ -122,6 +122,7 @@ class _Decision(nn.Module):
         self.maps = nn.Identity()  # the layer that GradCAM looks at
         self.network, self.pool, self.table = network, pool, table
         self.features, self.index = features, index
+        self.eval()  # or MONAI would set the network to training mode after the map, as it found this module
 
     def forward(self, maps: Tensor) -> Tensor:
         features = self.features.index_copy(0, self.index, self.pool(self.maps(maps)))
@@ -132,4 +133,6 @@ def _grad_cam(decision: _Decision, maps: Tensor, group: int) -> Tensor:
     """[K, F, x, y] -> [K, x, y]: where the maps raise the log-odds of the group."""
     # cuDNN has no backward pass of a recurrent network in evaluation mode
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        return GradCAM(decision, "maps").compute_map(maps.requires_grad_(), class_idx=group)[:, 0].detach()
+        cam = GradCAM(decision, "maps").compute_map(maps.requires_grad_(), class_idx=group)
+    decision.zero_grad()
+    return cam[:, 0].detach()

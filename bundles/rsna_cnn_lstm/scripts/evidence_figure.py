@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 __all__ = ["EvidencePicture", "GroupStrip", "draw_evidence"]
 
 FOR, AGAINST, NEUTRAL = "#c1272d", "#3a6ea5", "#8a8a8a"
+SMALLEST_SCALE = 0.1  # log-odds; smaller changes look small
 RANKS = "①②③④⑤⑥⑦⑧⑨⑩"
 CAVEAT = (
     "Bars: change of the log-odds of injury by this slice (red: for, blue: against). Heat: GradCAM, scaled to the"
@@ -71,7 +72,7 @@ def draw_evidence(picture: EvidencePicture, dpi: int = 90) -> bytes:
             _draw_slice(axis, group, picture, rank)
     axes[-1, 0].set_xlabel("z in mm (inferior → superior)", fontsize=8)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
@@ -79,7 +80,7 @@ def _draw_strip(axis: Axes, group: GroupStrip, picture: EvidencePicture) -> None
     """The bars of one group; triangles mark the slices that are shown."""
     z, change = picture.z, group.change
     width = 0.85 * float(np.median(np.diff(z))) if len(z) > 1 else 1.0
-    limit = max(float(np.abs(change).max()), 1e-6) * 1.3
+    limit = 1.3 * max(float(np.abs(change).max()), SMALLEST_SCALE)
     if picture.attention is not None:
         share = picture.attention / picture.attention.max()
         axis.fill_between(z, -limit, -limit + 2 * limit * share, step="mid", color="#dddddd", label="attention")
@@ -106,9 +107,9 @@ def _draw_slice(axis: Axes, group: GroupStrip, picture: EvidencePicture, rank: i
     """One of the top slices with its heat map."""
     k = group.top[rank]
     dx, dy = picture.pixel_size
-    options = {"aspect": dy / dx, "interpolation": "bilinear", "vmin": 0, "vmax": 255}
-    axis.imshow(_upright(group.images[rank]), cmap="gray", **options)
-    axis.imshow(_upright(group.heat[rank]), cmap=HEAT, **options)
+    options = {"aspect": dy / dx, "vmin": 0, "vmax": 255}
+    axis.imshow(_upright(group.images[rank]), cmap="gray", interpolation="nearest", **options)
+    axis.imshow(_upright(group.heat[rank]), cmap=HEAT, interpolation="bilinear", **options)
     axis.set_title(f"{RANKS[rank]} z {picture.z[k]:.0f} mm ({group.change[k]:+.2f})", fontsize=8)
     axis.text(0.02, 0.5, "R", transform=axis.transAxes, color="white", fontsize=7, va="center")
     axis.text(0.98, 0.5, "L", transform=axis.transAxes, color="white", fontsize=7, va="center", ha="right")

@@ -109,7 +109,7 @@ class EvidenceWriter:
                 "top_slices": top[g].tolist(),
             }
         pixel_size = (float(arrays["pixel_size"][0]), float(arrays["pixel_size"][1]))
-        picture = EvidencePicture(f"Series {name}", arrays["z"], pixel_size, attention, groups)
+        picture = EvidencePicture(f"Series {name}: what moved the decision", arrays["z"], pixel_size, attention, groups)
         content = {
             "series": f"series/{name}.json",
             "slice_z_mm": arrays["z"].tolist(),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ class StructuredReportWriter:
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _started(self, _engine: Engine) -> None:
+        logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs the UIDs of what it reads
         self._sources: dict[tuple[str, str], str] = {}
 
     def __call__(self, engine: Engine) -> None:
@@ -150,7 +152,7 @@ def make_report(images: Sequence[Dataset], row: Mapping[str, Any], table: LabelT
         row: the probability of each of the table's columns.
         table: the groups.
     """
-    first = Dataset(images[0])
+    first = deepcopy(images[0])  # completed below; the caller's stays as it is
     for tag in OPTIONAL_TAGS:
         if tag not in first:
             setattr(first, tag, None)
