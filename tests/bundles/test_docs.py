@@ -245,7 +245,7 @@ def test_commands_run(root: Path, phantoms: Path, bundle: str, tmp_path: Path, m
 def check_results(bundle: str, output: Path) -> None:
     """The files that the README promises."""
     runs = {path.name for path in output.iterdir() if path.is_dir()} - {"cache"}
-    for name in runs - {"evaluation", "health", "inference", "embeddings", "pretrain"} | (
+    for name in runs - {"evaluation", "health", "inference", "evidence", "embeddings", "pretrain"} | (
         {"pretrain"} if bundle == "voco2d_pretrain" else set()
     ):
         found = {path.name for path in (output / name).iterdir()}
@@ -256,6 +256,8 @@ def check_results(bundle: str, output: Path) -> None:
         assert {"score", "mAP", "auc", "baseline"} <= set(figures)
         assert len(pd.read_csv(output / "inference" / "predictions.csv")) == 1
         assert (output / "inference" / "series" / "000001.json").is_file()
+        for name in ("evidence/000001.png", "evidence/000001.json", "sr/000001.dcm"):
+            assert (output / "evidence" / name).is_file()
         assert torch.jit.load(output / "model.ts")(torch.rand(2, 1, 32, 32, 3)).shape == (2, 11)
     else:
         assert {"position_accuracy", "embedding_spread", "slice_height_error"} <= set(
