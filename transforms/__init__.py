@@ -10,7 +10,7 @@ from .errors import SeriesError
 from .organs import CropSeriesd, LoadOrganMask
 from .series import LoadSeries, LoadSeriesd
 from .slice_labels import SliceLabels, SliceLabelsd
-from .slices import ExtractSlices, ExtractSlicesd, slice_affines
+from .slices import ExtractSlices, ExtractSlicesd, SliceAffinesd, slice_affines
 from .voco import RandVoCoCrop, RandVoCoCropd, VoCoCrops, overlap_labels
 
 __version__ = "0.1.0"
@@ -27,6 +27,7 @@ __all__ = [
     "RandVoCoCrop",
     "RandVoCoCropd",
     "SeriesError",
+    "SliceAffinesd",
     "SliceLabels",
     "SliceLabelsd",
     "VoCoCrops",

@@ -68,6 +68,8 @@ class PredictionWriter:
 
     Attributes:
         metrics: the latest result of :func:`evaluate_patients`, ``None`` without labels.
+        series: frame of ids and probabilities of the series of the last run, in the order of their running numbers (row
+            0 is ``series/000001.json``); ``None`` before its end. Handlers attached after this one name files by it.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class PredictionWriter:
         self.calibration = None if calibration is None else Calibration.from_file(calibration, self.table)
         self.anonymise = anonymise
         self.metrics: dict[str, Any] | None = None
+        self.series: pd.DataFrame | None = None
         self.logger = logging.getLogger(__name__)
         if self.calibration is not None and self.calibration.combine != combine:
             raise ValueError(
@@ -120,7 +123,7 @@ class PredictionWriter:
 
     def _started(self, _engine: Engine) -> None:
         self.predictions.reset()
-        self.metrics = None
+        self.metrics = self.series = None
 
     def _finish(self, _engine: Engine) -> None:
         if self.save_rank >= idist.get_world_size():
@@ -129,6 +132,7 @@ class PredictionWriter:
             self.logger.error("none of the series could be read: no predictions are written")
             return
         series, labels = self.predictions.gather()
+        self.series = series
         if idist.get_rank() != self.save_rank:
             return
         series = with_series_table(series, self.datalist)
