@@ -14,13 +14,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import TransformBackends, ensure_tuple
-from scipy import ndimage
+from nibabel.processing import resample_from_to
 
 from .body import CropBody, CropBodyd
 from .errors import SeriesError
@@ -166,9 +167,10 @@ def _voxel(volume: MetaTensor) -> float:
 
 def _onto(mask: np.ndarray, volume: MetaTensor, image: MetaTensor) -> np.ndarray:
     """`mask` [X, Y, Z] on the grid of `volume` -> on the grid of `image`, nearest voxel, 0 outside."""
-    matrix = np.linalg.inv(np.asarray(volume.affine, dtype=np.float64)) @ np.asarray(image.affine, dtype=np.float64)
-    if mask.shape == image.shape[1:] and np.abs(matrix - np.eye(4)).max() < SAME_GRID:
+    source, target = (np.asarray(v.affine, dtype=np.float64) for v in (volume, image))
+    shape = tuple(image.shape[1:])
+    if mask.shape == shape and np.abs(np.linalg.inv(source) @ target - np.eye(4)).max() < SAME_GRID:
         return mask
-    return ndimage.affine_transform(
-        mask, matrix[:3, :3], matrix[:3, 3], output_shape=tuple(image.shape[1:]), order=0, mode="grid-constant"
-    )
+    # "grid-constant": a mask ends at the border of its outermost voxels, not at their centres
+    resampled = resample_from_to(nib.Nifti1Image(mask, source), (shape, target), order=0, mode="grid-constant")
+    return np.asarray(resampled.dataobj, dtype=np.uint8)

@@ -76,6 +76,9 @@ def _group(*classes: object, name: object = "kidney") -> dict:
     return {"groups": [{"name": name, "classes": list(classes)}]}
 
 
+_GROUP = {"name": "kidney", "image_level_name": "Kidney", "classes": [{"name": "a"}, {"name": "b"}]}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -101,10 +104,10 @@ def _group(*classes: object, name: object = "kidney") -> dict:
         (_with(any_injury={"name": "any", "injury_weight": -1}), "'injury_weight' of any_injury"),
         (_with(any_injury=[]), "'any_injury' must be a JSON object"),
         (
-            _group({"name": "a"}, {"name": "b"}, {"name": "c"}, image_level_name="Kidney"),
+            _with(groups=[_GROUP | {"classes": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}]),
             "'kidney' has an image_level_name and 3 classes: slices can have labels only in a group of two",
         ),
-        (_group({"name": "a"}, {"name": "b"}, image_level_name=""), "'image_level_name' .* must be a text, got ''"),
+        (_with(groups=[_GROUP | {"image_level_name": ""}]), "'image_level_name' .* must be a text, got ''"),
     ],
 )
 def test_refuses(tmp_path, content, message):
