@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import numpy as np
 from monai.data import MetaTensor
 from pydicom.pixels import get_decoder, pixel_array
 
-from .dicom_geometry import SliceStack, stack_slices
+from .dicom_geometry import LPS_TO_RAS, SliceStack, stack_slices
 from .dicom_headers import SliceHeader, list_reasons, read_series
 from .errors import DAMAGED, SeriesError
 from .geometry import RASBuffer, to_dtype
@@ -53,6 +54,7 @@ def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, resample:
         skipped_files=skipped.total(),
         dropped_duplicates=len(stack.duplicates),
         resampled=bool(stack.irregular),
+        source_slices=_source_slices([*stack.slices, *(header for _, header in stack.duplicates)]),
     )
 
 
@@ -76,6 +78,17 @@ def check_dicom(path: Path, *, series_uid: str | None, resample: bool) -> tuple[
             raise _damaged(header, header.missing_pixels)
     _check_duplicates(stack)
     return stack, skipped
+
+
+def _source_slices(headers: Iterable[SliceHeader]) -> str:
+    """JSON [[InstanceNumber, x, y, z], ...]: where each numbered image has its centre, in RAS mm.
+
+    Text, so that volumes of any number of slices batch. Images that were dropped as duplicates are there: labels may
+    name either.
+    """
+    numbered = [header for header in headers if header.instance_number is not None]
+    places = [(LPS_TO_RAS[:3, :3] @ header.centre).round(3).tolist() for header in numbered]
+    return json.dumps([[header.instance_number, *place] for header, place in zip(numbered, places, strict=True)])
 
 
 def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:

@@ -35,7 +35,7 @@ HEADER_TAGS = [
     "SOPClassUID", "ImageType", "Modality", "SeriesInstanceUID", "FrameOfReferenceUID", "NumberOfFrames",
     "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored",
     "PixelRepresentation", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "SeriesNumber", "SliceThickness",
+    "RescaleIntercept", "RescaleType", "SeriesNumber", "SliceThickness", "InstanceNumber",
 ]  # fmt: skip
 
 
@@ -53,6 +53,14 @@ class SliceHeader:
     slope: float
     intercept: float
     missing_pixels: str  # what is found instead of a whole image; empty where it is whole
+    instance_number: int | None = None  # what slice labels refer to; geometry never rests on it
+
+    @property
+    def centre(self) -> np.ndarray:
+        """[3] middle of the image in LPS mm."""
+        rows, columns = (self.matrix - 1) / 2
+        along_row, along_column = self.orientation[:3], self.orientation[3:]
+        return self.position + columns * self.spacing[1] * along_row + rows * self.spacing[0] * along_column
 
 
 def list_reasons(skipped: Counter[str], form: str = "{}") -> str:
@@ -198,7 +206,16 @@ def _parse(file: Path, dataset: pydicom.Dataset) -> SliceHeader:
         slope=slope,
         intercept=_numbers(file, dataset, "RescaleIntercept", 1)[0],
         missing_pixels=dataset.missing_pixels,
+        instance_number=_instance_number(dataset),
     )
+
+
+def _instance_number(dataset: pydicom.Dataset) -> int | None:
+    """A slice's number in its series; None where it is missing or none, which harms nothing but slice labels."""
+    try:
+        return int(dataset.get("InstanceNumber"))
+    except DAMAGED:
+        return None
 
 
 def _numbers(file: Path, dataset: pydicom.Dataset, tag: str, count: int) -> np.ndarray:

@@ -88,7 +88,13 @@ class RASBuffer:
         return cls(buffer, stored, affine, source_affine, stored.shape)
 
     def tensor(
-        self, source: str, *, skipped_files: int = 0, dropped_duplicates: int = 0, resampled: bool = False
+        self,
+        source: str,
+        *,
+        skipped_files: int = 0,
+        dropped_duplicates: int = 0,
+        resampled: bool = False,
+        source_slices: str = "[]",
     ) -> MetaTensor:
         """[1, X, Y, Z] MetaTensor over the same memory. All sources carry the same meta keys, so that they batch."""
         meta = {
@@ -100,5 +106,6 @@ class RASBuffer:
             "skipped_files": skipped_files,
             "dropped_duplicates": dropped_duplicates,
             "resampled": int(resampled),
+            "source_slices": source_slices,
         }
         return MetaTensor(torch.from_numpy(self.buffer).permute(2, 1, 0)[None], meta=meta)

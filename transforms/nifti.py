@@ -36,8 +36,10 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, float] | None, source: str) -> MetaTensor:
-    """The HU volume in a .nii or .nii.gz file; a SeriesError where there is none.
+def load_nifti(
+    path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, float] | None, source: str, labels: bool = False
+) -> MetaTensor:
+    """The HU volume, or with `labels` the mask, in a .nii or .nii.gz file; a SeriesError where there is none.
 
     The stream is read once, in the order of the file and to its end, so that a damaged .gz fails its checksum.
     """
@@ -46,6 +48,8 @@ def load_nifti(path: Path, *, dtype: np.dtype, eight_bit_window: tuple[float, fl
         volume = RASBuffer.allocate(image.shape, affine, dtype)
         eight_bit = _fill(path, image, volume, dtype)
         stream.read(1)  # past the last voxel: makes gzip compare the checksum
+    if labels:
+        return volume.tensor(source)
     if eight_bit:
         _undo_window(path, volume, eight_bit_window, dtype)
     elif volume.buffer.min() >= 0:

@@ -43,7 +43,8 @@ class LoadSeries(Transform):
         MetaTensor [1, X, Y, Z] in HU, RAS (x to the right, y to anterior, z to superior), over a [Z, Y, X] buffer, so
         that axial slices are contiguous. `meta`: `affine`, and of the source as stored `original_affine`,
         `spatial_shape`, `original_spacing`; `filename_or_obj` (the path given), `skipped_files`, `dropped_duplicates`,
-        `resampled`.
+        `resampled`; `source_slices` (JSON text [[InstanceNumber, x, y, z], ...]: the centre of each DICOM image in RAS
+        mm).
 
     Raises:
         SeriesError: the source is not exactly one regular axial volume; nothing is guessed.

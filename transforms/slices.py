@@ -16,9 +16,9 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
-from monai.utils import TransformBackends
+from monai.utils import TransformBackends, ensure_tuple
 
-__all__ = ["ExtractSlices", "ExtractSlicesd", "slice_affines"]
+__all__ = ["ExtractSlices", "ExtractSlicesd", "SliceAffinesd", "slice_affines"]
 
 SliceMode = Literal["equal", "centre", "jitter"]
 MODES = ("equal", "centre", "jitter")
@@ -150,6 +150,32 @@ class ExtractSlicesd(Randomizable, MapTransform):
             self.randomize()
         for key in self.key_iterator(d):
             d[key] = self.extractor(d[key], randomize=False)
+        return d
+
+
+class SliceAffinesd(MapTransform):
+    """Put the affines of slices beside them as a plain tensor, which outlives a collation that drops meta data.
+
+    Args:
+        keys: slices from `ExtractSlicesd`, [C, X, Y, S], after any in-plane transform.
+        affine_keys: where the [S, 4, 4] of `slice_affines` goes, one for each of `keys`.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(
+        self, keys: KeysCollection, *, affine_keys: KeysCollection = "slice_affine", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.affine_keys = ensure_tuple(affine_keys)
+        if len(self.affine_keys) != len(self.keys):
+            raise ValueError(f"affine_keys: expected one for each of {self.keys}, got {self.affine_keys}")
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Add the affines to a copy of `data`."""
+        d = dict(data)
+        for key, affine_key in self.key_iterator(d, self.affine_keys):
+            d[affine_key] = slice_affines(d[key])
         return d
 
 

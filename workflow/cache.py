@@ -3,9 +3,10 @@
 """Prepared volumes ("slabs") on disk: the deterministic work on a series is done once.
 
 A slab is a slice-major ``.npy`` ([Z, C, X, Y], memory-mapped when read, so that only the slices which a step needs are
-touched) beside a small ``.json`` with its affine and source. Its name is a hash of the source (path, sizes, times), of
-every parameter of the preparation and of `VERSION`, so a changed window never meets an old slab. Files are written
-under a temporary name and renamed; a damaged one is made again; several processes may prepare at once.
+touched) beside a small ``.json`` with its affine, source and where the source's slices lay. Its name is a hash of the
+source (path, sizes, times), of every parameter of the preparation and of `VERSION`, so a changed window never meets an
+old slab. Files are written under a temporary name and renamed; a damaged one is made again; several processes may
+prepare at once.
 """
 
 from __future__ import annotations
@@ -138,11 +139,20 @@ class SlabCache:
             raise ValueError(f"expected shape {meta['shape']}, found {list(slab.shape)}")
         volume = torch.from_numpy(slab).permute(1, 2, 3, 0)
         affine = torch.tensor(meta["affine"], dtype=torch.float64)
-        return MetaTensor(volume, affine=affine, meta={"filename_or_obj": meta["source"]})
+        return MetaTensor(
+            volume,
+            affine=affine,
+            meta={"filename_or_obj": meta["source"], "source_slices": meta["source_slices"]},
+        )
 
     def _write(self, path: Path, volume: MetaTensor, item: dict[str, Any]) -> None:
         slab = np.ascontiguousarray(volume.as_tensor().permute(3, 0, 1, 2).numpy())
-        meta = {"shape": list(slab.shape), "affine": volume.affine.tolist(), "source": str(item[self.key])}
+        meta = {
+            "shape": list(slab.shape),
+            "affine": volume.affine.tolist(),
+            "source": str(item[self.key]),
+            "source_slices": volume.meta.get("source_slices", "[]"),
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path.with_suffix(".json"), json.dumps(meta))
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

@@ -128,7 +128,8 @@ def load_datalist(
     """A section of a decathlon-style JSON: ``{"training": [{"image": "a.nii.gz", "patient_id": "7"}, ...], ...}``, or
     the rows of a CSV (see `workflow.table.load_table`), which has no sections.
 
-    Relative paths are below `dataset_dir`, or beside the JSON where that is None.
+    An entry may have a ``mask`` of its organs. Relative paths are below `dataset_dir`, or beside the JSON where that is
+    None.
 
     Args:
         labels: what a CSV's further columns mean.
@@ -152,6 +153,12 @@ def load_datalist(
         image = base / entry["image"]
         if not image.exists():
             raise DatalistError(f"datalist {path}: {section}[{number}] names {image}, which does not exist")
+        if entry.get("mask"):
+            entry["mask"] = str(base / entry["mask"])
+            if not Path(entry["mask"]).exists():
+                raise DatalistError(
+                    f"datalist {path}: {section}[{number}] names the mask {entry['mask']}, which does not exist"
+                )
         name = str(entry.get("series_id", entry["image"]))
         items.append(
             {**entry, "image": str(image), "patient_id": str(entry.get("patient_id", name)), "series_id": name}

@@ -72,12 +72,12 @@ def use_amp(amp: bool | None, device: torch.device) -> bool:
     return device.type == "cuda" if amp is None else bool(amp)
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that a reader never sees half of it."""
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file (text as UTF-8) under a temporary name and rename it, so that a reader never sees half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 

@@ -36,13 +36,13 @@ MERGED = {
     "voco2d_pretrain": ("", "evaluate", "multi_gpu_train", "prepare", "train_3d"),
     "rsna_cnn_lstm": ("", "evaluate", "multi_gpu_train", "prepare", "cross_validate"),
 }
-STANDALONE = {"voco2d_pretrain": ("inference",), "rsna_cnn_lstm": ("check_data", "folds", "inference")}
+STANDALONE = {"voco2d_pretrain": ("inference",), "rsna_cnn_lstm": ("calibrate", "check_data", "folds", "inference")}
 # All that expressions may say. Whatever is not here belongs into a documented function.
 NAMES = {"torch", "int", "len", "list", "str"}
 ATTRIBUTES = {
     "start", "finish", "stop", "run", "prepare_all",  # the run
     "path", "model", "checkpoints", "tensorboard", "failed", "rank", "device", "type",  # what an object knows
-    "backbone", "student", "parameters", "to", "num_logits", "uint8", "bfloat16", "Generator",
+    "backbone", "student", "parameters", "to", "num_logits", "slice_groups", "uint8", "bfloat16", "Generator",
 }  # fmt: skip
 REFERENCE = re.compile(r"[@%]\w+(?:(?:#|::)\w+)*")
 # packages that no line imports, and what needs them
@@ -260,7 +260,7 @@ def test_sections_and_paths(root: Path, bundle: str) -> None:
         config = read(root, bundle, name)
         assert all(isinstance(config[key], list) for key in ("initialize", "run", "finalize"))
         assert config["bundle_root"] == "."
-        assert config["dataset_dir"].startswith("/workspace/data/")
+        assert config.get("dataset_dir", "/workspace/data/").startswith("/workspace/data/")
         assert config["initialize"] == []  # nothing is built before `run` has the bundle's code on its path
         assert config["run"][0] == "$@guard"
     for name in [f"{name}.json" for name in MERGED[bundle] if name not in ("", "train_3d")]:

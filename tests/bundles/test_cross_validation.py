@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -76,7 +77,15 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(root, run_bundle
     (parts / "fold_2").mkdir()
     shutil.copy(parts / "fold_1" / "config.json", parts / "fold_2" / "config.json")
     done = subprocess.run([*command, *again], cwd=bundle, capture_output=True, text=True, check=True, timeout=600)
-    assert "fold_0\n" not in done.stdout  # what is finished is not run again
+    started = re.findall(r"run folder: (.*)", done.stdout)
+    assert [Path(line).name for line in started] == [
+        "cv",
+        "fold_0_scores",
+        "fold_1",
+        "fold_1_scores",
+        "fold_2",
+        "fold_2_scores",
+    ]  # fold_0 was finished
     assert f"resumed from {checkpoints}" in done.stdout
     assert f"no checkpoint in {parts / 'fold_2' / 'checkpoints'} yet" in done.stdout
     for name in RESULTS:

@@ -252,9 +252,9 @@ def check_results(bundle: str, output: Path) -> None:
     runs = {path.name for path in output.iterdir() if path.is_dir()} - {"cache", "cross_validation"}
     prepared = json.loads((output / "prepare" / "prepare.json").read_text(encoding="utf-8"))
     assert prepared["series"] == prepared["prepared"] > 0 == prepared["failed"]
-    for name in runs - {"check", "prepare", "evaluation", "health", "inference", "embeddings", "pretrain"} | (
-        {"pretrain"} if bundle == "voco2d_pretrain" else set()
-    ):
+    others = {"check", "prepare", "evaluation", "calibration", "ensemble"}
+    others |= {"health", "inference", "evidence", "embeddings", "pretrain"}
+    for name in runs - others | ({"pretrain"} if bundle == "voco2d_pretrain" else set()):
         found = {path.name for path in (output / name).iterdir()}
         assert {"model.pt", "checkpoints", "tensorboard", "config.json", "log.txt", "run.json"} <= found, name
     if bundle == "rsna_cnn_lstm":
@@ -268,6 +268,10 @@ def check_results(bundle: str, output: Path) -> None:
         assert len(pd.read_csv(pooled / "predictions.csv")) == len(pd.read_csv(output / "folds.csv"))
         assert json.loads((pooled / "metrics.json").read_text(encoding="utf-8"))["score"]["low"] is not None
         assert (output / "inference" / "series" / "000001.json").is_file()
+        assert len(pd.read_csv(output / "calibration" / "before_after.csv")) == 7
+        assert json.loads((output / "ensemble" / "series" / "000001.json").read_text())["calibration"] == "temperature"
+        for name in ("evidence/000001.png", "evidence/000001.json", "sr/000001.dcm"):
+            assert (output / "evidence" / name).is_file()
         assert torch.jit.load(output / "model.ts")(torch.rand(2, 1, 32, 32, 3)).shape == (2, 11)
     else:
         assert {"position_accuracy", "embedding_spread", "slice_height_error"} <= set(

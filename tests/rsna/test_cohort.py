@@ -55,7 +55,8 @@ def test_folds_divide_the_patients_and_each_validates_once(tree, table):
         assert len(training) + len(validation) == 22
         assert len(patients(training) | patients(validation)) == PATIENTS
         seen += sorted(patients(validation))
-        assert set(training[0]) == {"image", "patient_id", "series_id", "label"}
+        wanted = {"image", "patient_id", "series_id", "label", "aortic_hu", "incomplete_organ"}
+        assert set(training[0]) == wanted
         assert training[0]["label"].shape == (5,)
         assert labelled_series(str(tree), table, fold=fold, seed=3)[0]["image"] == training[0]["image"]
     assert sorted(seen) == [f"{i:03d}" for i in range(PATIENTS)]

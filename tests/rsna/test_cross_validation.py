@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import subprocess
 from pathlib import Path
@@ -41,7 +42,8 @@ class Commands:
         self.files: dict[str, list[str]] = {}
         self.failing: set[str] = set()
 
-    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess:
+    def __call__(self, command: list[str], check: bool, pass_fds: tuple[int, ...]) -> subprocess.CompletedProcess:
+        assert len(pass_fds) == 1  # the lock
         assert command[1:5] == ["-m", "monai.bundle", "run", "--config_file"]
         files = ast.literal_eval(command[5])
         config = ConfigParser.load_config_files(files)
@@ -223,3 +225,16 @@ def test_a_fold_file_that_is_none_ends_it_before_anything_is_trained(commands, s
 def test_several_processes_are_refused(commands, start):
     with pytest.raises(CrossValidationError, match=r"leave out multi_gpu_train\.json"):
         start(distributed={})
+    with pytest.raises(CrossValidationError, match=r"each fold has its own: /some/checkpoint_1\.pt"):
+        start(resume="/some/checkpoint_1.pt")
+
+
+def test_a_fold_that_outlived_the_command_is_waited_for(commands, start, tmp_path):
+    (tmp_path / "run" / "fold_configs").mkdir(parents=True)
+    with (tmp_path / "run" / "fold_configs" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CrossValidationError, match="another process is still working on its folds"):
+            start()
+    assert commands.calls == []
+    start()
+    assert commands.calls == EVERY

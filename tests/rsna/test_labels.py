@@ -76,6 +76,9 @@ def _group(*classes: object, name: object = "kidney") -> dict:
     return {"groups": [{"name": name, "classes": list(classes)}]}
 
 
+_GROUP = {"name": "kidney", "image_level_name": "Kidney", "classes": [{"name": "a"}, {"name": "b"}]}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -100,6 +103,11 @@ def _group(*classes: object, name: object = "kidney") -> dict:
         (_with(any_injury={"name": "kidney"}), "unique.*kidney"),
         (_with(any_injury={"name": "any", "injury_weight": -1}), "'injury_weight' of any_injury"),
         (_with(any_injury=[]), "'any_injury' must be a JSON object"),
+        (
+            _with(groups=[_GROUP | {"classes": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}]),
+            "'kidney' has an image_level_name and 3 classes: slices can have labels only in a group of two",
+        ),
+        (_with(groups=[_GROUP | {"image_level_name": ""}]), "'image_level_name' .* must be a text, got ''"),
     ],
 )
 def test_refuses(tmp_path, content, message):
@@ -107,6 +115,14 @@ def test_refuses(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         LabelTable.from_file(path)
     assert str(path) in str(error.value)
+
+
+def test_groups_with_slice_labels():
+    assert TABLE.slice_groups == ("bowel", "extravasation")
+    assert [group.image_level_name for group in TABLE.groups[:3]] == ["Bowel", "Active_Extravasation", None]
+    assert TABLE.select(["liver", "bowel"]).slice_groups == ("bowel",)
+    own = {"groups": [{"name": "lung", "image_level_name": "Lung", "classes": [{"name": "a"}, {"name": "b"}]}]}
+    assert LabelTable.from_dict(own).slice_groups == ("lung",)
 
 
 def test_class_index_of_golden_rows():

@@ -13,8 +13,16 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
+from bundles.rsna_cnn_lstm.scripts.intervals import weighted_calls
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.metrics import (
     bootstrap_interval,
@@ -77,14 +85,26 @@ def test_calls_are_scikit_learns(threshold):
             assert row["precision"] == pytest.approx(precision_score(SOLUTION[column], called))
             assert row["recall"] == pytest.approx(recall_score(SOLUTION[column], called))
             assert row["f1"] == pytest.approx(f1_score(SOLUTION[column], called))
+        injured, called = 1 - SOLUTION[group.columns[0]], values.argmax(axis=1) > 0
+        if threshold is not None:
+            called = 1 - healthy >= threshold
+        assert found["precision"][group.name]["value"] == pytest.approx(precision_score(injured, called))
+        assert found["recall"][group.name]["value"] == pytest.approx(recall_score(injured, called))
+        assert found["f1"][group.name]["value"] == pytest.approx(f1_score(injured, called))
+        assert found["f1"][group.columns[-1]]["value"] == found["classes"][group.columns[-1]]["f1"]
+        for column in group.columns[1:]:
+            brier = brier_score_loss(SOLUTION[column], p[column])
+            assert found["brier"][column]["value"] == pytest.approx(brier)
     assert found["classes"]["any_injury"]["called"] == any_called.sum()
     assert found["macro"]["recall"] == pytest.approx(np.mean([row["recall"] for row in found["classes"].values()]))
 
 
 def test_intervals_hold_the_values(golden):
-    figures = [golden["score"], golden["mAP"], *golden["auc"].values(), *golden["score_terms"].values()]
+    figures = [golden["score"], golden["mAP"]]
+    sections = ("auc", "score_terms", "precision", "recall", "f1", "brier")
+    figures += [figure for section in sections for figure in golden[section].values()]
     for figure in figures:
-        assert figure["low"] < figure["value"] < figure["high"]
+        assert figure["low"] <= figure["value"] <= figure["high"]
         assert figure["resamples"] == 200
 
 
@@ -111,6 +131,19 @@ def test_weighted_figures_are_scikit_learns(seed, n, distinct):
             drawn = np.repeat(np.arange(n), counts[row].astype(int))  # the resample itself, not weights
             assert found_auc == pytest.approx(roc_auc_score(truth[drawn], probability[drawn]))
             assert found_ap == pytest.approx(average_precision_score(truth[drawn], probability[drawn]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(3, 15))
+def test_weighted_calls_are_scikit_learns(seed, n):
+    rng = np.random.default_rng(seed)
+    truth, decision = rng.integers(0, 2, n).astype(float), rng.integers(0, 2, n).astype(bool)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=4).astype(float)
+    found = np.stack(weighted_calls(counts, truth, decision))
+    for row, drawn in enumerate(np.repeat(np.arange(n), times.astype(int)) for times in counts):
+        y, called = truth[drawn], decision[drawn]
+        expected = [f(y, called, zero_division=np.nan) for f in (precision_score, recall_score, f1_score)]
+        np.testing.assert_allclose(found[:, row], expected if y.any() else [np.nan] * 3)
 
 
 def test_bootstrap_interval_of_a_mean():
@@ -145,6 +178,7 @@ def test_class_without_positives_is_undefined():
     nothing = {"value": None, "low": None, "high": None, "resamples": 0}
     assert found["average_precision"]["liver_high"] == nothing
     assert found["auc_high_grade"]["liver"] == nothing
+    assert [found[section]["liver_high"] for section in ("precision", "recall", "f1", "brier")] == [nothing] * 4
     row = found["classes"]["liver_high"]
     assert (row["positives"], row["precision"], row["recall"], row["f1"]) == (0, None, None, None)
     defined = [figure["value"] for figure in found["average_precision"].values() if figure["value"] is not None]

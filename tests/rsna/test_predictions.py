@@ -15,10 +15,13 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 
+from bundles.rsna_cnn_lstm.scripts.calibration import Calibration, GroupCalibration
 from bundles.rsna_cnn_lstm.scripts.datalist import datalist_solution
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.predictions import PatientScore, PredictionWriter, SeriesPredictions
 from bundles.rsna_cnn_lstm.scripts.score import combine_series, frequency_baseline, rsna_score
+from bundles.rsna_cnn_lstm.scripts.submission import kaggle_submission
+from workflow.privacy import pseudonym
 
 ROOT = Path(__file__).parents[2]
 LABELS_FILE = ROOT / "bundles/rsna_cnn_lstm/configs/labels.json"
@@ -68,6 +71,7 @@ def test_inference_writes_predictions_of_every_series_and_patient(tmp_path):
         "predictions.csv",
         "series",
         "series_predictions.csv",
+        "submission.csv",
     ]
     series = pd.read_csv(tmp_path / "out/series_predictions.csv", dtype={"patient_id": str})
     pd.testing.assert_frame_equal(series.drop(columns="json_file"), _expected_series(items), check_dtype=False)
@@ -108,6 +112,7 @@ def test_names_of_files_come_from_no_id(tmp_path):
         "out/series_predictions.csv",
         "out/series/000001.json",
         "out/series/000002.json",
+        "out/submission.csv",
     }
 
 
@@ -124,6 +129,114 @@ def test_evaluation_writes_metrics(tmp_path, combine):
     train = datalist_solution(_items(n=4), TABLE)
     base = rsna_score(solution, frequency_baseline(train, solution["patient_id"], TABLE), TABLE)
     assert metrics["baseline"]["score"] == pytest.approx(base["score"])
+
+
+# the header of Kaggle's sample_submission.csv
+SAMPLE = (
+    "patient_id,bowel_healthy,bowel_injury,extravasation_healthy,extravasation_injury,kidney_healthy,kidney_low,"
+    "kidney_high,liver_healthy,liver_low,liver_high,spleen_healthy,spleen_low,spleen_high"
+)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_submission_is_kaggles(tmp_path, labelled):
+    items = [{**item, "patient_id": f"{9 + number}"} for number, item in enumerate(_items(labelled))]
+    _evaluator(items, [PredictionWriter(tmp_path, LABELS_FILE, n_resamples=0)]).run()
+    lines = (tmp_path / "submission.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == SAMPLE
+    assert [line.split(",")[0] for line in lines[1:]] == [str(9 + k) for k in range(9)]  # as numbers: 9 before 10
+    submission = pd.read_csv(tmp_path / "submission.csv", index_col=0)
+    predictions = pd.read_csv(tmp_path / "predictions.csv", index_col=0)
+    pd.testing.assert_frame_equal(submission, predictions.sort_index(), check_exact=True)
+
+
+def test_submission_of_another_table_of_labels():
+    """RSNA's columns in another order are put right; other classes have no submission."""
+    turned = LabelTable(TABLE.groups[::-1])
+    rows = pd.DataFrame(np.arange(26).reshape(2, 13) + 1.0, columns=list(turned.columns))
+    rows.insert(0, "patient_id", ["b10", "a9"])
+    found = kaggle_submission(rows, turned)
+    assert ",".join(found.columns) == SAMPLE
+    assert found["patient_id"].tolist() == ["a9", "b10"]  # no numbers: as text
+    assert found.loc[0, "spleen_healthy"] == 14
+    assert kaggle_submission(rows, TABLE.select(["liver"])) is None
+
+
+def test_series_that_fail_get_no_row(tmp_path, caplog):
+    items = [{**item, "failed": "", "source": ""} for item in _items(labelled=False, n=3)]
+    items[1].update(failed="no volume in it", source="/data/b", patient_id="7")
+    writer = PredictionWriter(tmp_path, LABELS_FILE)
+    _evaluator(items, [writer]).run()
+    assert writer.failed == [("/data/b", "no volume in it")]
+    for name in ("submission.csv", "predictions.csv"):
+        ids = pd.read_csv(tmp_path / name, dtype=str)["patient_id"].tolist()
+        assert sorted(ids) == sorted({items[0]["patient_id"], items[2]["patient_id"]})
+    assert "no row for a patient none of whose series could be read" in caplog.text
+
+
+def _calibration_file(path: Path, table: LabelTable = TABLE, combine: str = "max") -> Path:
+    groups = {
+        group.name: GroupCalibration((1.0, *[2.0] * (len(group.classes) - 1)), 1.5, "for the test")
+        for group in table.groups
+    }
+    path.write_text(json.dumps(Calibration(table, "vector", combine, groups).to_dict()), encoding="utf-8")
+    return path
+
+
+def test_calibration_is_applied_to_series_and_recorded(tmp_path):
+    items, file = _items(), _calibration_file(tmp_path / "calibration.json")
+    out = tmp_path / "out"
+    writer = PredictionWriter(out, LABELS_FILE, n_resamples=0, calibration=file)
+    _evaluator(items, [writer]).run()
+    expected = Calibration.from_file(file, TABLE).apply(_expected_series(items))
+    series = pd.read_csv(out / "series_predictions.csv", dtype={"patient_id": str})
+    pd.testing.assert_frame_equal(series.drop(columns="json_file"), expected, check_dtype=False)
+    patients = pd.read_csv(out / "predictions.csv", dtype={"patient_id": str})
+    pd.testing.assert_frame_equal(patients, combine_series(expected, TABLE), check_dtype=False)
+    assert json.loads((out / "calibration.json").read_text()) == json.loads(file.read_text())
+    assert json.loads((out / "metrics.json").read_text())["calibration"] == "vector"
+    content = json.loads((out / "series/000001.json").read_text())
+    assert content["calibration"] == "vector"
+    assert content["probabilities"]["bowel"]["injury"] == pytest.approx(expected.loc[0, "bowel_injury"])
+
+
+def test_calibration_of_something_else_is_refused(tmp_path):
+    liver = _calibration_file(tmp_path / "liver.json", TABLE.select(["liver"]))
+    with pytest.raises(ValueError, match=r"liver\.json: fitted for liver, the label table has bowel"):
+        PredictionWriter(tmp_path, LABELS_FILE, calibration=liver)
+    mean = _calibration_file(tmp_path / "mean.json", combine="mean")
+    with pytest.raises(ValueError, match=r"mean\.json: fitted for combine 'mean', this run has 'max'"):
+        PredictionWriter(tmp_path, LABELS_FILE, calibration=mean)
+
+
+def test_anonymised_results_are_the_same_under_pseudonyms(tmp_path):
+    items = _items()
+    for name, anonymise in (("plain", False), ("hidden", True)):
+        writer = PredictionWriter(tmp_path / name, LABELS_FILE, n_resamples=20, anonymise=anonymise)
+        _evaluator(items, [writer]).run()
+    text = "".join(p.read_text() for p in (tmp_path / "hidden").rglob("*") if p.is_file())
+    assert not [item["series_id"] for item in items if item["series_id"] in text]
+    for name in ("predictions.csv", "series_predictions.csv", "solution.csv"):
+        plain, hidden = (
+            pd.read_csv(tmp_path / folder / name, dtype={"patient_id": str}) for folder in ("plain", "hidden")
+        )
+        keys = [key for key in ("patient_id", "series_id") if key in plain]
+        for key in keys:
+            plain[key] = plain[key].map(pseudonym)
+        plain = plain.sort_values(keys, ignore_index=True)
+        pd.testing.assert_frame_equal(
+            hidden.drop(columns="json_file", errors="ignore"), plain.drop(columns="json_file", errors="ignore")
+        )
+    figures = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("plain", "hidden")]
+    assert figures[0]["score"]["value"] == pytest.approx(figures[1]["score"]["value"])
+    of_series = pd.read_csv(tmp_path / "hidden/series_predictions.csv", dtype=str).set_index("json_file")
+    labels = {pseudonym(item["series_id"]): item["label"] for item in items}
+    for file, row in of_series.iterrows():
+        content = json.loads((tmp_path / "hidden" / file).read_text())
+        assert (content["patient_id"], content["series_id"]) == (row["patient_id"], row["series_id"])
+        truth = [group.classes[k].name for group, k in zip(TABLE.groups, labels[row["series_id"]], strict=True)]
+        assert list(content["truth"].values()) == truth
+    assert not (tmp_path / "hidden" / "submission.csv").exists()
 
 
 def test_second_run_starts_afresh(tmp_path):

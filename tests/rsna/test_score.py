@@ -88,6 +88,43 @@ def test_equals_scikit_learn_on_random_data(classes, seed):
     np.testing.assert_allclose(list(found.values()), [*wanted, np.mean(wanted)], rtol=1e-9)
 
 
+_tables = st.lists(st.lists(st.sampled_from([1, 2, 4, 6]), min_size=2, max_size=4), min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=80)
+@given(_tables, st.integers(1, 12), st.integers(0, 2**32 - 1), st.booleans())
+def test_equals_scikit_learn_for_any_table_with_gaps_and_certainty(weights, n, seed, with_any):
+    """Other organs, blank groups and probabilities of exactly 0 and 1, patients in another order."""
+    groups = [
+        {"name": f"g{g}", "classes": [{"name": f"c{k}", "score_weight": w} for k, w in enumerate(row)]}
+        for g, row in enumerate(weights)
+    ]
+    table = LabelTable.from_dict({"groups": groups, "any_injury": {"name": "any"} if with_any else None})
+    rng = np.random.default_rng(seed)
+    true = np.stack([rng.integers(-1, len(row), n) for row in weights], axis=1)  # -1: no label
+    true[0] = 0
+    values = rng.integers(0, 3, (n, len(table.columns))) * rng.uniform(0.1, 1, (n, len(table.columns)))
+    for part in table.column_slices.values():
+        values[values[:, part].sum(axis=1) == 0, part.start] = 1
+    frames = [pd.DataFrame(part, columns=list(table.columns)) for part in (table.one_hot(true), values)]
+    for frame in frames:
+        frame.insert(0, "patient_id", np.arange(n))
+    found = rsna_score(frames[0], frames[1].sample(frac=1, random_state=seed % 1000), table)
+    wanted, healthy = {}, []
+    for g, (row, part) in enumerate(zip(weights, table.column_slices.values(), strict=True)):
+        p, known = values[:, part] / values[:, part].sum(axis=1, keepdims=True), true[:, g] >= 0
+        healthy.append(p[:, 0])
+        sample_weight = np.array(row)[true[known, g]]
+        wanted[f"g{g}"] = log_loss(true[known, g], p[known], labels=range(len(row)), sample_weight=sample_weight)
+    if with_any:
+        known = (true >= 0).all(axis=1)
+        injured, p_any = (true[known] > 0).any(axis=1), (1 - np.stack(healthy)).max(axis=0)[known]
+        weight = np.where(injured, 6, 1)
+        wanted["any"] = log_loss(injured, np.stack((1 - p_any, p_any), 1), labels=[0, 1], sample_weight=weight)
+    wanted["score"] = np.mean(list(wanted.values()))
+    assert found == pytest.approx(wanted, rel=1e-9)
+
+
 def test_missing_groups_are_masked(solution, submission):
     part = solution.astype(dict.fromkeys(COLUMNS, float))
     part.loc[:9, ["liver_healthy", "liver_low", "liver_high"]] = np.nan

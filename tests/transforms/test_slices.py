@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCropd, Compose, Flipd, Resized, Transposed
 
-from transforms import ExtractSlices, ExtractSlicesd, slice_affines
+from transforms import ExtractSlices, ExtractSlicesd, SliceAffinesd, slice_affines
 
 
 def volume(depth: int, channels: int = 1, *, slice_major: bool = True) -> MetaTensor:
@@ -178,3 +178,23 @@ def test_guards(options: dict) -> None:
     name = list(options)[-1]
     with pytest.raises(ValueError, match=f"{name} must be"):
         ExtractSlices(**options)
+
+
+@settings(deadline=None, max_examples=20)
+@given(depth=st.integers(2, 30), num_slices=st.integers(1, 12))
+def test_affines_are_kept_as_a_plain_tensor(depth: int, num_slices: int) -> None:
+    crop = CenterSpatialCropd("image", roi_size=[3, 2, -1])
+    extract = ExtractSlicesd("image", num_slices=num_slices)
+    source = volume(depth)
+    d = Compose([extract, crop, SliceAffinesd("image", affine_keys="place")])({"image": source})
+    assert type(d["place"]) is torch.Tensor
+    assert torch.equal(d["place"], slice_affines(d["image"]))
+    index = extract.extractor.slice_indices(depth)
+    first = source.affine @ torch.tensor([1, 1, int(index[0]), 1.0]).double()  # the crop starts at pixel 1, 1
+    torch.testing.assert_close(d["place"][0, :3, 3], first[:3])
+
+
+def test_each_image_needs_a_key_for_its_affines() -> None:
+    with pytest.raises(ValueError, match="affine_keys: expected one for each of"):
+        SliceAffinesd(["a", "b"], affine_keys="slice_affine")
+    assert SliceAffinesd("a", allow_missing_keys=True)({}) == {}

@@ -219,6 +219,11 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
+def test_bytes_are_written_as_they_are(tmp_path):
+    write_atomically(tmp_path / "new" / "file.png", b"\x89PNG\r\n")
+    assert (tmp_path / "new" / "file.png").read_bytes() == b"\x89PNG\r\n"
+
+
 def test_a_package_that_is_absent_is_said_so(monkeypatch):
     monkeypatch.setattr("workflow.run.PACKAGES", ("no-such-package-at-all",))
     assert _versions()["no-such-package-at-all"] == "not installed"

@@ -13,11 +13,13 @@ output_root/run_name/
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,24 +93,40 @@ class CrossValidation:
         shared = self._share(running_config() or {})
         folds = self._write_folds()
         broken = []
-        for number, fold in enumerate(folds, start=1):
-            logger.info("fold %d (%d of %d)", fold, number, len(folds))
-            error = self._run_fold(fold, shared)
-            if error:
-                logger.error("%s", error)
-                broken.append(error)
+        with self._locked():
+            for number, fold in enumerate(folds, start=1):
+                logger.info("fold %d (%d of %d)", fold, number, len(folds))
+                error = self._run_fold(fold, shared)
+                if error:
+                    logger.error("%s", error)
+                    broken.append(error)
         if broken:
             raise CrossValidationError(
                 f"{len(broken)} of {len(folds)} folds failed: {'; '.join(broken)} (--resume latest does what is left)"
             )
         self._pool(folds)
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """A lock that the folds' processes inherit: one that outlived us still holds it when we are started again."""
+        with (self.folder / "fold_configs" / "lock").open("w") as self._lock:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CrossValidationError(f"{self.folder}: another process is still working on its folds") from error
+            yield
+
     def _share(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """The executed config without what is this run's alone: overrides of any kind reach every fold by it.
 
         Raises:
-            CrossValidationError: on several processes, or when resumed with other values than it was begun with.
+            CrossValidationError: on several processes, when told to resume from one checkpoint, or when resumed with
+                other values than it was begun with.
         """
+        if content.get("resume") not in (None, "latest"):
+            raise CrossValidationError(
+                f"resume: expected 'latest' or nothing, each fold has its own: {content['resume']}"
+            )
         if "distributed" in content:
             raise CrossValidationError("cross_validate.json runs one process a fold: leave out multi_gpu_train.json")
         own = {key: value for key, value in content.items() if key not in PER_RUN}
@@ -166,9 +184,9 @@ class CrossValidation:
             files = [str(self.configs / configs[0]), self._write(f"{folder.name}_content.json", common)]
             files += [str(self.configs / name) for name in configs[1:]] + [self._write(f"{folder.name}.json", own)]
             command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
-            status = subprocess.run(command, check=False).returncode  # its output is ours
+            done = subprocess.run(command, check=False, pass_fds=(self._lock.fileno(),))  # its output is ours
             if not _is_finished(folder):
-                return f"{folder.name} ended with exit status {status}, see {folder / 'log.txt'}"
+                return f"{folder.name} ended with exit status {done.returncode}, see {folder / 'log.txt'}"
         if (folder / "failed.csv").is_file():
             rows = pd.read_csv(folder / "failed.csv", dtype=str).itertuples(index=False, name=None)
             self.failed += [row for row in rows if row not in self.failed]

@@ -23,7 +23,7 @@ from workflow.index import walk
 
 from .labels import MISSING, LabelTable, first_few, raise_error
 
-__all__ = ["RSNATree", "datalist_solution", "read_labels", "read_tree", "rsna_datalist"]
+__all__ = ["RSNATree", "datalist_solution", "read_labels", "read_table", "read_tree", "rsna_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def read_labels(
         ValueError: no ``patient_id`` column, empty or repeated ids, no rows, or wrong class columns; the message names
             the file.
     """
-    frame = _read_csv(csv_file, ["patient_id"], refuse)
+    frame = read_table(csv_file, ["patient_id"], refuse)
     indices = table.class_indices(frame, lambda message: refuse(f"{csv_file}: {message}"))
     return dict(zip(frame["patient_id"], indices, strict=True))
 
@@ -183,8 +183,13 @@ def _split_labels(
     raise ValueError(f"{csv_file}: no such file; expected a CSV with patient_id and the class columns")
 
 
-def _read_csv(csv_file: str | Path, keys: Sequence[str], refuse: Callable[[str], None]) -> pd.DataFrame:
-    """A CSV whose key columns are text, present, filled and unique together."""
+def read_table(
+    csv_file: str | Path,
+    keys: Sequence[str],
+    refuse: Callable[[str], None] = raise_error,
+    unique: bool = True,
+) -> pd.DataFrame:
+    """A CSV whose key columns are text, present, filled and, if asked for, unique together."""
     try:
         frame = pd.read_csv(csv_file, dtype={key: str for key in keys})
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
@@ -201,7 +206,7 @@ def _read_csv(csv_file: str | Path, keys: Sequence[str], refuse: Callable[[str],
             )
     if frame.empty:
         raise ValueError(f"{csv_file}: has no rows")
-    twice = frame.loc[frame.duplicated(list(keys)), keys[0]].unique()
+    twice = frame.loc[frame.duplicated(list(keys)), keys[0]].unique() if unique else ()
     if len(twice):
         refuse(f"{csv_file}: {len(twice)} {' and '.join(keys)} in more than one row: {first_few(twice)}")
     return frame.drop_duplicates(list(keys), ignore_index=True)
@@ -211,7 +216,7 @@ def _read_meta(csv_file: Path, refuse: Callable[[str], None]) -> dict[tuple[str,
     """(patient, series) -> ``aortic_hu`` and ``incomplete_organ``; ``None`` without the file."""
     if not csv_file.is_file():
         return None
-    frame = _read_csv(csv_file, ["patient_id", "series_id"], refuse)
+    frame = read_table(csv_file, ["patient_id", "series_id"], refuse)
     frame = frame.reindex(columns=["patient_id", "series_id", "aortic_hu", "incomplete_organ"])
     frame["aortic_hu"] = pd.to_numeric(frame["aortic_hu"]).astype(float)
     frame["incomplete_organ"] = pd.to_numeric(frame["incomplete_organ"]).fillna(-1).astype(int)

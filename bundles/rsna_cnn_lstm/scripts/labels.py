@@ -12,9 +12,7 @@ The first class is the healthy one, the others follow in order of severity. The 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,73 +22,12 @@ import pandas as pd
 import torch
 from monai.utils import convert_to_tensor
 
-__all__ = ["MISSING", "AnyInjury", "LabelClass", "LabelGroup", "LabelTable", "first_few"]
+from .label_groups import AnyInjury, LabelClass, LabelGroup, check_keys, first_few, parse_any, parse_group, raise_error
+
+__all__ = ["MISSING", "AnyInjury", "LabelClass", "LabelGroup", "LabelTable", "first_few", "raise_error"]
 
 MISSING = -1  # class index of a group without a label; masked in loss, score and metrics
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _RESERVED = frozenset({"patient_id", "series_id", "score", "mAP"})
-
-
-def first_few(values: Iterable[object], limit: int = 5) -> str:
-    """``"a, b, c, ..."``: the first ``limit`` values, for error messages that also state a count."""
-    items = [str(value) for value in values]
-    return ", ".join(items[:limit]) + (", ..." if len(items) > limit else "")
-
-
-def raise_error(message: str) -> None:
-    """The usual answer to a fault in a table."""
-    raise ValueError(message)
-
-
-@dataclass(frozen=True)
-class LabelClass:
-    """One state of a group. ``loss_weight`` is its sample weight in training, ``score_weight`` the one in the score."""
-
-    name: str
-    loss_weight: float = 1.0
-    score_weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class LabelGroup:
-    """A group of exclusive classes, the healthy one first."""
-
-    name: str
-    classes: tuple[LabelClass, ...]
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether the group has two classes and therefore one logit, that of its injury."""
-        return len(self.classes) == 2
-
-    @property
-    def num_logits(self) -> int:
-        """One for two classes, else one a class."""
-        return 1 if self.is_binary else len(self.classes)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Column names ``<group>_<class>``, the healthy one first."""
-        return tuple(f"{self.name}_{item.name}" for item in self.classes)
-
-    @property
-    def loss_weights(self) -> tuple[float, ...]:
-        """Sample weight of each class in the training loss."""
-        return tuple(item.loss_weight for item in self.classes)
-
-    @property
-    def score_weights(self) -> tuple[float, ...]:
-        """Sample weight of each class in the score."""
-        return tuple(item.score_weight for item in self.classes)
-
-
-@dataclass(frozen=True)
-class AnyInjury:
-    """The derived binary term of the score: injured in any group. Weights are sample weights of the score."""
-
-    name: str = "any_injury"
-    healthy_weight: float = 1.0
-    injury_weight: float = 6.0
 
 
 @dataclass(frozen=True)
@@ -124,13 +61,13 @@ class LabelTable:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> LabelTable:
         """The table of a parsed JSON object. Raises ValueError as :meth:`from_file`."""
-        _check_keys("the table", content, required={"groups"}, optional={"any_injury", "name", "_desc_"})
+        check_keys("the table", content, required={"groups"}, optional={"any_injury", "name", "_desc_"})
         groups = content["groups"]
         if not isinstance(groups, list) or not groups:
             raise ValueError(f"'groups' must be a list with at least one group, got {groups!r}")
         any_injury = content.get("any_injury")
         table = cls(
-            tuple(_parse_group(group) for group in groups), None if any_injury is None else _parse_any(any_injury)
+            tuple(parse_group(group) for group in groups), None if any_injury is None else parse_any(any_injury)
         )
         names = [group.name for group in table.groups] + list(table.columns)
         names += [table.any_injury.name] if table.any_injury else []
@@ -155,6 +92,11 @@ class LabelTable:
     def group_names(self) -> tuple[str, ...]:
         """Names of the G groups."""
         return tuple(group.name for group in self.groups)
+
+    @property
+    def slice_groups(self) -> tuple[str, ...]:
+        """Names of the groups that have labels of single slices."""
+        return tuple(group.name for group in self.groups if group.image_level_name)
 
     @property
     def heads(self) -> dict[str, int]:
@@ -273,49 +215,3 @@ def _group_indices(frame: pd.DataFrame, group: LabelGroup, refuse: Callable[[str
             f"{first_few(where)}; the first holds {values[wrong[0]].tolist()}"
         )
     return np.where(~valid, MISSING, np.nan_to_num(values).argmax(axis=1))
-
-
-def _check_keys(where: str, content: Any, required: set[str], optional: set[str]) -> None:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where} must be a JSON object, got {content!r}")
-    missing, unknown = sorted(required - set(content)), sorted(set(content) - required - optional)
-    if missing or unknown:
-        raise ValueError(f"{where} has wrong keys: missing {missing}, unknown {unknown}")
-
-
-def _parse_name(where: str, name: Any) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{where}: a name is letters, digits and underscores and starts with a letter, got {name!r}")
-    return name
-
-
-def _parse_weight(where: str, weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
-        raise ValueError(f"{where} must be a positive number, got {weight!r}")
-    return float(weight)
-
-
-def _parse_group(content: Any) -> LabelGroup:
-    _check_keys("a group", content, required={"name", "classes"}, optional={"_desc_"})
-    name = _parse_name("a group", content["name"])
-    if not isinstance(content["classes"], list) or len(content["classes"]) < 2:
-        raise ValueError(f"group '{name}' needs a list of at least two classes, the healthy one first")
-    classes = []
-    for item in content["classes"]:
-        _check_keys(f"a class of group '{name}'", item, required={"name"}, optional={"loss_weight", "score_weight"})
-        label = _parse_name(f"group '{name}'", item["name"])
-        weights = [
-            _parse_weight(f"'{key}' of {name}_{label}", item.get(key, 1.0)) for key in ("loss_weight", "score_weight")
-        ]
-        classes.append(LabelClass(label, *weights))
-    return LabelGroup(name, tuple(classes))
-
-
-def _parse_any(content: Any) -> AnyInjury:
-    _check_keys("'any_injury'", content, required={"name"}, optional={"healthy_weight", "injury_weight"})
-    default = AnyInjury()
-    return AnyInjury(
-        _parse_name("'any_injury'", content["name"]),
-        _parse_weight("'healthy_weight' of any_injury", content.get("healthy_weight", default.healthy_weight)),
-        _parse_weight("'injury_weight' of any_injury", content.get("injury_weight", default.injury_weight)),
-    )

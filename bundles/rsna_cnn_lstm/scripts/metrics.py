@@ -1,6 +1,7 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Patient-level evaluation: score, mAP, AUC, precision, recall and F1, with bootstrap intervals over patients.
+"""Patient-level evaluation: score, mAP, AUC, precision, recall, F1 and Brier score, with bootstrap intervals over
+patients.
 
 Point values are scikit-learn's. Intervals are percentile intervals of ``scipy.stats.bootstrap`` over patient indices;
 every figure is computed in the same resamples, as a function of how often each patient was drawn, so that 1,000
@@ -10,18 +11,17 @@ resamples take a moment and differences are paired. A figure that the data do no
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_fscore_support, roc_auc_score
 
-from .labels import MISSING, LabelTable
+from .intervals import bootstrap_interval, divide, weighted_auc, weighted_average_precision, weighted_calls
+from .labels import LabelTable
 from .score import PatientArrays, align_patients, frequency_baseline, rsna_score, term_losses
+from .tasks import BinaryTask, binary_tasks
 
 __all__ = [
     "BinaryTask",
@@ -33,151 +33,12 @@ __all__ = [
     "weighted_average_precision",
 ]
 
-_BATCH_CELLS = 2_000_000  # resamples x patients held at once: about 16 MB an array
-
-
-@dataclass(frozen=True)
-class BinaryTask:
-    """One yes-no question about every patient.
-
-    Attributes:
-        name: key of the figure in its section.
-        kind: ``"class"`` (an injury class, or any injury), ``"group"`` (injured or healthy) or ``"high"`` (highest
-            grade or not).
-        truth: [N] 0/1, NaN without a label.
-        probability: [N] of a yes.
-        decision: [N] bool, the yes that argmax or the threshold gives.
-    """
-
-    name: str
-    kind: str
-    truth: np.ndarray
-    probability: np.ndarray
-    decision: np.ndarray
-
-    @property
-    def known(self) -> np.ndarray:
-        """[N] bool: the patient is labelled."""
-        return ~np.isnan(self.truth)
-
-    @property
-    def defined(self) -> bool:
-        """Whether there is a positive to find."""
-        return bool(np.nansum(self.truth) > 0)
-
-    @property
-    def separable(self) -> bool:
-        """Whether there are positives and negatives, as an AUC needs."""
-        return self.defined and bool(np.nanmin(self.truth) == 0)
-
-
-def binary_tasks(patients: PatientArrays, table: LabelTable, threshold: float | None = None) -> list[BinaryTask]:
-    """The questions of a label table.
-
-    Args:
-        patients: aligned truth and probabilities.
-        table: groups; the highest grade is the last class of a group with three or more.
-        threshold: a class is called at this probability or above; ``None`` calls the most probable class of each group.
-    """
-    tasks, called = [], np.zeros(len(patients.ids), dtype=bool)
-    for group, true, probability in zip(table.groups, patients.classes.T, patients.probabilities, strict=True):
-        known = true != MISSING
-        most_probable = probability.argmax(axis=1)
-        for index, column in enumerate(group.columns[1:], start=1):
-            part = probability[:, index]
-            truth = np.where(known, true == index, np.nan)
-            decision = most_probable == index if threshold is None else part >= threshold
-            tasks.append(BinaryTask(column, "class", truth, part, decision))
-            if index == len(group.classes) - 1 and not group.is_binary:
-                tasks.append(BinaryTask(group.name, "high", truth, part, decision))
-        injured = 1.0 - probability[:, 0]
-        decision = most_probable > 0 if threshold is None else injured >= threshold
-        called |= decision
-        tasks.append(BinaryTask(group.name, "group", np.where(known, true > 0, np.nan), injured, decision))
-    if table.any_injury is not None:
-        for kind in ("class", "group"):
-            tasks.append(BinaryTask(table.any_injury.name, kind, patients.any_true, patients.any_probability, called))
-    return tasks
-
-
-def weighted_auc(counts: np.ndarray, truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of R resamples at once, equal to scikit-learn's with ``sample_weight``.
-
-    Args:
-        counts: [R, N] how often each patient was drawn.
-        truth: [N] 0/1.
-        probability: [N]; ties count one half.
-
-    Returns:
-        [R], NaN where a resample lacks positives or negatives.
-    """
-    positive, negative = _by_threshold(counts, truth, probability)
-    below = negative.cumsum(axis=1) - negative
-    wins = (positive * (below + 0.5 * negative)).sum(axis=1)
-    return _divide(wins, positive.sum(axis=1) * negative.sum(axis=1))
-
-
-def weighted_average_precision(counts: np.ndarray, truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Average precision of R resamples at once, arguments and result as :func:`weighted_auc`."""
-    positive, negative = (part[:, ::-1] for part in _by_threshold(counts, truth, probability))
-    found = positive.cumsum(axis=1)
-    precision = found / np.maximum(found + negative.cumsum(axis=1), 1)  # 0 / 0 comes with no positive: any value does
-    return _divide((positive * precision).sum(axis=1), positive.sum(axis=1))
-
-
-def _by_threshold(counts: np.ndarray, truth: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drawn positives and negatives [R, U] at each of the U distinct probabilities, ascending."""
-    order = np.argsort(probability, kind="stable")
-    _, starts = np.unique(probability[order], return_index=True)
-    drawn, yes = counts[:, order], truth[order]
-    return np.add.reduceat(drawn * yes, starts, axis=1), np.add.reduceat(drawn * (1 - yes), starts, axis=1)
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
-
-
-def bootstrap_interval(
-    figures: Callable[[np.ndarray], np.ndarray], n: int, n_resamples: int, seed: int, confidence_level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Percentile bootstrap intervals of K figures over n patients.
-
-    Args:
-        figures: maps counts [R, n] float64 to [K, R].
-        n: number of patients, at least 2.
-        n_resamples: R in total.
-        seed: of the resampling.
-        confidence_level: in (0, 1).
-
-    Returns:
-        low [K], high [K] and the number of resamples [K] that define the figure; the interval is over those, NaN
-        without any.
-    """
-
-    def statistic(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        flat = index.reshape(-1, n)  # the index is always along the last axis
-        offset = np.arange(len(flat))[:, None] * n
-        counts = np.bincount((flat + offset).ravel(), minlength=flat.size).reshape(flat.shape).astype(np.float64)
-        return figures(counts).reshape(-1, *index.shape[:-1])
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # undefined resamples are handled below
-        drawn = stats.bootstrap(
-            (np.arange(n),),
-            statistic,
-            n_resamples=n_resamples,
-            batch=max(1, _BATCH_CELLS // n),
-            vectorized=True,
-            method="percentile",
-            confidence_level=confidence_level,
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    tail = (1 - confidence_level) / 2
-    defined = np.isfinite(drawn)
-    low, high = np.full((2, len(drawn)), np.nan)
-    some = defined.any(axis=1)
-    low[some], high[some] = np.nanquantile(drawn[some], (tail, 1 - tail), axis=1)
-    return low, high, defined.sum(axis=1)
+_CALLS = ("precision", "recall", "f1")
+# sections of the report -> prefixes of the flat names that the figures have meanwhile
+_PREFIXES = {
+    "score_terms": "term", "average_precision": "ap", "auc": "auc", "auc_high_grade": "high", "brier": "brier",
+    **{name: name for name in _CALLS},
+}  # fmt: skip
 
 
 def evaluate_patients(
@@ -205,7 +66,8 @@ def evaluate_patients(
 
     Returns:
         ``score``, ``mAP`` (over the injury classes and any_injury), and by name ``score_terms``,
-        ``average_precision``, ``auc`` (injured or healthy, by group), ``auc_high_grade``: each
+        ``average_precision`` and ``brier`` (by class), ``auc`` (injured or healthy, by group), ``auc_high_grade``,
+        ``precision``, ``recall``, ``f1`` (by class, high grades among them, and by group): each
         ``{"value", "low", "high", "resamples"}``, the last being how many resamples define it. ``classes``:
         positives, precision, recall and F1 by class; ``macro``: their means over the classes that define them.
         ``baseline``: the same figures of the baseline as plain numbers, and ``score_difference`` (ours minus the
@@ -255,8 +117,7 @@ def _with_intervals(
 
 def _sections(values: dict[str, Any]) -> dict[str, Any]:
     """Flat names -> the sections of the report."""
-    prefixes = {"score_terms": "term:", "average_precision": "ap:", "auc": "auc:", "auc_high_grade": "high:"}
-    parts = {section: _section(values, prefix) for section, prefix in prefixes.items()}
+    parts = {section: _section(values, f"{prefix}:") for section, prefix in _PREFIXES.items()}
     return {"score": values["score"], "mAP": values["mAP"], **parts}
 
 
@@ -269,10 +130,13 @@ def _point_values(score: dict[str, float | None], tasks: list[BinaryTask]) -> di
         if task.kind == "class":
             value = float(average_precision_score(truth, probability)) if task.defined else None
             values[f"ap:{task.name}"] = value
+            values[f"brier:{task.name}"] = float(brier_score_loss(truth, probability)) if task.defined else None
         else:
             prefix = "auc" if task.kind == "group" else "high"
             value = float(roc_auc_score(truth, probability)) if task.separable else None
             values[f"{prefix}:{task.name}"] = value
+        if task.kind != "high":  # a class too
+            values.update(zip((f"{name}:{task.name}" for name in _CALLS), _called(task), strict=True))
     precisions = [value for name, value in values.items() if name.startswith("ap:") and value is not None]
     values["mAP"] = float(np.mean(precisions)) if precisions else None
     return values
@@ -289,8 +153,8 @@ def _resampled_figures(
     )
 
     def figures(counts: np.ndarray) -> np.ndarray:
-        terms = _divide(counts @ (losses * weights), counts @ weights)  # [R, T]
-        base = _divide(counts @ (base_losses * base_weights), counts @ base_weights)
+        terms = divide(counts @ (losses * weights), counts @ weights)  # [R, T]
+        base = divide(counts @ (base_losses * base_weights), counts @ base_weights)
         found = dict(zip(term_names, terms.T, strict=True))
         found["score"] = _mean_of_defined(terms.T)
         found["score_difference"] = found["score"] - _mean_of_defined(base.T)
@@ -298,9 +162,13 @@ def _resampled_figures(
             arguments = (counts[:, task.known], task.truth[task.known], task.probability[task.known])
             if task.kind == "class":
                 found[f"ap:{task.name}"] = _if(task.defined, weighted_average_precision, *arguments)
+                found[f"brier:{task.name}"] = _if(task.defined, _weighted_brier, *arguments)
             else:
                 prefix = "auc" if task.kind == "group" else "high"
                 found[f"{prefix}:{task.name}"] = _if(task.separable, weighted_auc, *arguments)
+            if task.kind != "high":
+                calls = weighted_calls(*arguments[:2], task.decision[task.known])
+                found.update(zip((f"{name}:{task.name}" for name in _CALLS), calls, strict=True))
         found["mAP"] = _mean_of_defined(np.stack([value for name, value in found.items() if name.startswith("ap:")]))
         return np.stack([found[name] for name in names])
 
@@ -312,9 +180,13 @@ def _if(defined: bool, function: Callable[..., np.ndarray], counts: np.ndarray, 
     return function(counts, *arguments) if defined else np.full(len(counts), np.nan)
 
 
+def _weighted_brier(counts: np.ndarray, truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    return divide(counts @ (probability - truth) ** 2, counts.sum(axis=1))
+
+
 def _mean_of_defined(rows: np.ndarray) -> np.ndarray:
     """[K, R] -> [R]: the mean over the rows that are not NaN, NaN without any."""
-    return _divide(np.nansum(rows, axis=0), np.isfinite(rows).sum(axis=0))
+    return divide(np.nansum(rows, axis=0), np.isfinite(rows).sum(axis=0))
 
 
 def _calls(tasks: list[BinaryTask]) -> dict[str, dict[str, Any]]:
@@ -323,16 +195,22 @@ def _calls(tasks: list[BinaryTask]) -> dict[str, dict[str, Any]]:
     for task in (task for task in tasks if task.kind == "class"):
         truth, decision = task.truth[task.known], task.decision[task.known]
         row: dict[str, Any] = {"labelled": len(truth), "positives": int(truth.sum()), "called": int(decision.sum())}
-        figures = (np.nan, np.nan, np.nan)
-        if task.defined:
-            figures = precision_recall_fscore_support(truth, decision, average="binary", zero_division=np.nan)[:3]
-        row.update(zip(("precision", "recall", "f1"), map(_number, figures), strict=True))
+        row.update(zip(_CALLS, _called(task), strict=True))
         classes[task.name] = row
     macro = {}
-    for name in ("precision", "recall", "f1"):
+    for name in _CALLS:
         values = [row[name] for row in classes.values() if row[name] is not None]
         macro[name] = float(np.mean(values)) if values else None
     return {"classes": classes, "macro": macro}
+
+
+def _called(task: BinaryTask) -> list[float | None]:
+    """Precision, recall and F1 of a task's calls by scikit-learn; ``None`` where they are not defined."""
+    if not task.defined:
+        return [None, None, None]
+    truth, decision = task.truth[task.known], task.decision[task.known]
+    figures = precision_recall_fscore_support(truth, decision, average="binary", zero_division=np.nan)[:3]
+    return [_number(figure) for figure in figures]
 
 
 def _section(values: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -356,6 +234,10 @@ def summary_table(metrics: dict[str, Any]) -> pd.DataFrame:
         "average_precision": "AP {}",
         "auc": "AUC {}",
         "auc_high_grade": "AUC {} high grade",
+        "brier": "Brier {}",
+        "precision": "precision {}",
+        "recall": "recall {}",
+        "f1": "F1 {}",
     }
     for section, title in titles.items():
         rows += [(title.format(name), figure, base[section][name]) for name, figure in metrics[section].items()]

@@ -87,7 +87,16 @@ class CNNLSTM(nn.Module):
         return self.head(states), weights
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.pool_slices(self.slice_states(x))))
+
+    @torch.jit.unused
+    def series_and_slices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """For training with slice labels: what `forward` gives, and the head on each slice, [B, S, num_logits]."""
         states = self.slice_states(x)
+        return self.head(self.dropout(self.pool_slices(states))), self.head(states)
+
+    def pool_slices(self, states: Tensor) -> Tensor:
+        """[B, S, 2 * hidden] -> [B, 2 * hidden]."""
         if self.attends:
             weights = self.attention(states).softmax(dim=1)  # (B, S, 1)
             pooled = (weights * states).sum(dim=1)
@@ -95,7 +104,7 @@ class CNNLSTM(nn.Module):
             pooled = states.amax(dim=1)
         else:
             pooled = states.mean(dim=1)
-        return self.head(self.dropout(pooled))
+        return pooled
 
     @torch.jit.unused
     def train(self, mode: bool = True) -> CNNLSTM:

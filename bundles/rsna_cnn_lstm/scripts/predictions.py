@@ -1,6 +1,6 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of an evaluator that turn logits of series into files and figures of patients.
+"""Handler of an evaluator that turns logits of series into files and figures of patients.
 
 Items of the data list carry ``patient_id`` and ``series_id``; with a ``label`` the predictions are also evaluated.
 File names are running numbers: nothing of a DICOM header, and no id, gets into one.
@@ -10,119 +10,29 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
-from ignite.metrics import Metric
-from ignite.metrics.metric import reinit__is_reduced
-from monai.data import decollate_batch
-from monai.utils import convert_to_tensor, evenly_divisible_all_gather, string_list_all_gather
 
+from workflow.privacy import pseudonym
 from workflow.run import write_atomically
 
+from .calibration import Calibration
+from .cohort import with_series_table
 from .datalist import datalist_solution
-from .labels import MISSING, LabelTable, first_few
+from .labels import MISSING, LabelTable
 from .metrics import evaluate_patients
-from .score import combine_series, frequency_baseline, rsna_score
+from .patient_score import PatientScore
+from .score import combine_series, frequency_baseline
+from .series_predictions import SeriesPredictions, series_solution
+from .submission import kaggle_submission
 
 __all__ = ["PatientScore", "PredictionWriter", "SeriesPredictions"]
-
-
-class SeriesPredictions:
-    """Logits and labels of the series that an evaluator has seen, gathered over the processes of a distributed run.
-
-    Args:
-        labels_file: path of the label table, or the table.
-        pred_key: key of the logits in the engine's output.
-    """
-
-    def __init__(self, labels_file: str | Path | LabelTable, pred_key: str = "pred") -> None:
-        self.table = labels_file if isinstance(labels_file, LabelTable) else LabelTable.from_file(labels_file)
-        self.pred_key = pred_key
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self._keys: list[str] = []
-        self._rows: list[torch.Tensor] = []  # [L + G] float64: logits, then class indices
-        self.failed: list[tuple[str, str]] = []  # (source, reason) of items that hold no volume
-
-    def update(self, batch: Any, output: Any) -> None:
-        """Adds one iteration.
-
-        Args:
-            batch: ``engine.state.batch``, and
-            output: ``engine.state.output``: lists of dictionaries (decollated, as MONAI's engines do) or dictionaries
-                of batches.
-
-        Raises:
-            ValueError: an item lacks an id or the logits, or its sizes do not fit the label table.
-        """
-        width = len(self.table.groups)
-        for item, result in zip(_as_items(batch), _as_items(output), strict=True):
-            merged = {**item, **result}
-            if merged.get("failed"):
-                self.failed.append((str(merged.get("source")), str(merged["failed"])))
-                continue
-            absent = [key for key in ("patient_id", "series_id", self.pred_key) if merged.get(key) is None]
-            if absent:
-                raise ValueError(
-                    f"a predicted item lacks {first_few(absent)}; the data list must give patient_id and series_id"
-                )
-            logits = convert_to_tensor(merged[self.pred_key], track_meta=False).detach().cpu().double().flatten()
-            label = merged.get("label")
-            label = torch.full((width,), MISSING) if label is None else convert_to_tensor(label, track_meta=False).cpu()
-            if len(logits) != self.table.num_logits or label.numel() != width:
-                wanted, got = (self.table.num_logits, width), (len(logits), label.numel())
-                raise ValueError(f"expected {wanted} logits and labels an item, got {got}")
-            self._keys.append(json.dumps([str(merged["patient_id"]), str(merged["series_id"])]))
-            self._rows.append(torch.cat((logits, label.double().flatten())))
-
-    def found_any(self) -> bool:
-        """Whether any process has predicted a series."""
-        return idist.all_reduce(len(self._keys)) > 0
-
-    def gather(self) -> tuple[pd.DataFrame, np.ndarray]:
-        """All series of all processes, sorted by id so that the number of processes leaves no trace.
-
-        Returns:
-            Frame of ``patient_id``, ``series_id`` and the P probabilities, and the labels [N, G] int64.
-
-        Raises:
-            ValueError: nothing was predicted, or a series occurs twice (a distributed sampler's padding is dropped).
-        """
-        keys, rows = (
-            self._keys,
-            torch.stack(self._rows) if self._rows else torch.zeros(0, self._width, dtype=torch.double),
-        )
-        distributed = idist.get_world_size() > 1
-        if distributed:
-            rows = evenly_divisible_all_gather(rows.to(idist.device()), concat=True).cpu()
-            keys = string_list_all_gather(keys)
-        if not keys:
-            raise ValueError("no series was predicted: the data list is empty")
-        positions = {key: position for position, key in enumerate(keys)}
-        if len(positions) < len(keys) and not distributed:
-            twice = len(keys) - len(positions)
-            raise ValueError(
-                f"{twice} series were predicted more than once; the data list repeats patient_id, series_id"
-            )
-        ids = sorted((*json.loads(key), position) for key, position in positions.items())
-        rows = rows[[position for *_, position in ids]]
-        frame = pd.DataFrame([key[:2] for key in ids], columns=["patient_id", "series_id"])
-        probabilities = self.table.probabilities(rows[:, : self.table.num_logits]).numpy()
-        frame = pd.concat([frame, pd.DataFrame(probabilities, columns=list(self.table.columns))], axis=1)
-        return frame, rows[:, self.table.num_logits :].long().numpy()
-
-    @property
-    def _width(self) -> int:
-        return self.table.num_logits + len(self.table.groups)
 
 
 class PredictionWriter:
@@ -130,11 +40,15 @@ class PredictionWriter:
 
     Files in ``output_dir``, each written to a temporary name and renamed:
 
-    - ``predictions.csv``: ``patient_id`` and the class columns, one row a patient: RSNA's submission.
-    - ``series_predictions.csv``: the same by series, with ``series_id`` and the name of its JSON file.
+    - ``predictions.csv``: ``patient_id`` and the class columns, one row a patient.
+    - ``submission.csv``: the same as Kaggle takes it, if the label table is RSNA's, see :func:`kaggle_submission`; not
+      with pseudonyms, which Kaggle does not know.
+    - ``series_predictions.csv``: the same by series, with ``series_id`` and the name of its JSON file, and where
+      ``datalist`` knows them ``aortic_hu`` and ``incomplete_organ``.
     - ``series/000001.json`` ...: probabilities by group, the any-injury probability, and the true classes where known.
     - ``solution.csv`` and ``metrics.json``: the truth in the columns of ``predictions.csv``, and
       :func:`evaluate_patients`, if any item has a label.
+    - ``calibration.json``: the calibration that was applied, if one was.
 
     Args:
         output_dir: folder of the run; made if absent.
@@ -147,9 +61,15 @@ class PredictionWriter:
             takes the best constant in hindsight, see :func:`evaluate_patients`.
         pred_key: key of the logits in the engine's output.
         save_rank: the process that writes.
+        datalist: items of the series that are predicted.
+        calibration: path of a ``calibration.json`` (see `scripts.calibrate`), applied to each series before series
+            become patients; ``None`` for the network's own probabilities.
+        anonymise: write `workflow.privacy.pseudonym` of each patient and series id.
 
     Attributes:
         metrics: the latest result of :func:`evaluate_patients`, ``None`` without labels.
+        series: frame of ids and probabilities of the series of the last run, in the order of their running numbers (row
+            0 is ``series/000001.json``); ``None`` before its end. Handlers attached after this one name files by it.
     """
 
     def __init__(
@@ -163,6 +83,9 @@ class PredictionWriter:
         train_datalist: Sequence[Mapping[str, Any]] | None = None,
         pred_key: str = "pred",
         save_rank: int = 0,
+        datalist: Sequence[Mapping[str, Any]] = (),
+        calibration: str | Path | None = None,
+        anonymise: bool = False,
     ) -> None:
         if combine not in ("max", "mean"):
             raise ValueError(f"combine must be 'max' or 'mean', got {combine!r}")
@@ -172,9 +95,16 @@ class PredictionWriter:
         self.combine = combine
         self.n_resamples, self.seed, self.threshold = n_resamples, seed, threshold
         self.train_datalist = train_datalist
-        self.save_rank = save_rank
+        self.save_rank, self.datalist = save_rank, datalist
+        self.calibration = None if calibration is None else Calibration.from_file(calibration, self.table)
+        self.anonymise = anonymise
         self.metrics: dict[str, Any] | None = None
+        self.series: pd.DataFrame | None = None
         self.logger = logging.getLogger(__name__)
+        if self.calibration is not None and self.calibration.combine != combine:
+            raise ValueError(
+                f"calibration {calibration}: fitted for combine {self.calibration.combine!r}, this run has {combine!r}"
+            )
 
     @property
     def failed(self) -> list[tuple[str, str]]:
@@ -193,7 +123,7 @@ class PredictionWriter:
 
     def _started(self, _engine: Engine) -> None:
         self.predictions.reset()
-        self.metrics = None
+        self.metrics = self.series = None
 
     def _finish(self, _engine: Engine) -> None:
         if self.save_rank >= idist.get_world_size():
@@ -202,11 +132,20 @@ class PredictionWriter:
             self.logger.error("none of the series could be read: no predictions are written")
             return
         series, labels = self.predictions.gather()
+        self.series = series
         if idist.get_rank() != self.save_rank:
             return
+        series = with_series_table(series, self.datalist)
+        if self.anonymise:
+            series, labels = _anonymised(series, labels)
+        if self.calibration is not None:
+            series = self.calibration.apply(series)
+            content = json.dumps(self.calibration.to_dict(), indent=2) + "\n"
+            write_atomically(self.output_dir / "calibration.json", content)
         patients = combine_series(series, self.table, self.combine)
         self._write_series(series, labels)
         write_atomically(self.output_dir / "predictions.csv", patients.to_csv(index=False))
+        self._write_submission(patients)
         if (labels != MISSING).any():
             self._evaluate(series, labels, patients)
         self.logger.info(
@@ -221,6 +160,17 @@ class PredictionWriter:
         series = series.assign(json_file=names)
         write_atomically(self.output_dir / "series_predictions.csv", series.to_csv(index=False))
 
+    def _write_submission(self, patients: pd.DataFrame) -> None:
+        submission = kaggle_submission(patients, self.table)
+        if submission is None:
+            return
+        if self.anonymise:
+            self.logger.info("no submission.csv: Kaggle does not know the patients' pseudonyms")
+            return
+        write_atomically(self.output_dir / "submission.csv", submission.to_csv(index=False))
+        if self.failed:
+            self.logger.error("submission.csv has no row for a patient none of whose series could be read")
+
     def _series_content(self, row: Mapping[str, Any], label: np.ndarray) -> dict[str, Any]:
         groups = {
             group.name: {item.name: float(row[f"{group.name}_{item.name}"]) for item in group.classes}
@@ -229,6 +179,7 @@ class PredictionWriter:
         content: dict[str, Any] = {
             "patient_id": row["patient_id"],
             "series_id": row["series_id"],
+            "calibration": None if self.calibration is None else self.calibration.method,
             "probabilities": groups,
         }
         if self.table.any_injury is not None:
@@ -238,71 +189,21 @@ class PredictionWriter:
         return {**content, "truth": truth} if truth else content
 
     def _evaluate(self, series: pd.DataFrame, labels: np.ndarray, patients: pd.DataFrame) -> None:
-        solution = _solution(series, labels, self.table)
+        solution = series_solution(series, labels, self.table)
         baseline = None
         if self.train_datalist is not None:
             train = datalist_solution(self.train_datalist, self.table)
             baseline = frequency_baseline(train, list(solution["patient_id"]), self.table)
-        self.metrics = evaluate_patients(
+        figures = evaluate_patients(
             solution, patients, self.table, self.n_resamples, self.seed, self.threshold, baseline
         )
+        self.metrics = {**figures, "calibration": None if self.calibration is None else self.calibration.method}
         write_atomically(self.output_dir / "solution.csv", solution.to_csv(index=False))
         write_atomically(self.output_dir / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
 
 
-class PatientScore(Metric):
-    """Ignite metric: the score over the patients of an epoch, for ``key_val_metric``.
-
-    Args:
-        labels_file: path of the label table, or the table.
-        combine: as in :class:`PredictionWriter`.
-        term: ``"score"``, or the name of a term.
-        negate: ``True`` returns minus the score, for engines and early stopping that look for a maximum.
-        pred_key: key of the logits in the engine's output.
-    """
-
-    def __init__(
-        self,
-        labels_file: str | Path | LabelTable,
-        combine: str = "max",
-        term: str = "score",
-        negate: bool = False,
-        pred_key: str = "pred",
-    ) -> None:
-        self.predictions = SeriesPredictions(labels_file, pred_key)
-        self.combine, self.term, self.sign = combine, term, -1.0 if negate else 1.0
-        super().__init__()
-
-    @reinit__is_reduced
-    def reset(self) -> None:
-        self.predictions.reset()
-
-    @reinit__is_reduced
-    def update(self, output: tuple[Any, Any]) -> None:
-        self.predictions.update(*output)
-
-    def iteration_completed(self, engine: Engine) -> None:
-        """Feeds the batch along with the output: the ids are in the batch only."""
-        self.update((engine.state.batch, engine.state.output))
-
-    def compute(self) -> float:
-        """The figure over all patients. Raises ValueError where the labels do not define it."""
-        series, labels = self.predictions.gather()
-        table = self.predictions.table
-        score = rsna_score(_solution(series, labels, table), combine_series(series, table, self.combine), table)
-        value = score.get(self.term)
-        if value is None:
-            raise ValueError(f"the term '{self.term}' is not defined by these patients; there are {score}")
-        return self.sign * value
-
-
-def _solution(series: pd.DataFrame, labels: np.ndarray, table: LabelTable) -> pd.DataFrame:
-    items = (
-        {"patient_id": patient, "label": label} for patient, label in zip(series["patient_id"], labels, strict=True)
-    )
-    return datalist_solution(items, table)
-
-
-def _as_items(data: Any) -> Iterable[Mapping[str, Any]]:
-    """A decollated list as it is, a dictionary of batches decollated."""
-    return decollate_batch(data) if isinstance(data, Mapping) else data
+def _anonymised(series: pd.DataFrame, labels: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+    """Pseudonyms for ids, and the order of the pseudonyms: that of the ids would tell them apart."""
+    ids = ["patient_id", "series_id"]
+    hidden = series.assign(**{key: series[key].map(pseudonym) for key in ids}).sort_values(ids)
+    return hidden.reset_index(drop=True), labels[hidden.index.to_numpy()]

@@ -19,6 +19,7 @@ from .labels import MISSING, LabelTable, first_few
 __all__ = [
     "PatientArrays",
     "align_patients",
+    "combine_group",
     "combine_series",
     "frequency_baseline",
     "group_probabilities",
@@ -242,15 +243,26 @@ def combine_series(predictions: pd.DataFrame, table: LabelTable, how: str = "max
             raise ValueError(
                 f"the predictions have {int(twice.sum())} series more than once: {first_few(patients[twice])}"
             )
-    parts = np.concatenate(group_probabilities(predictions, table, "predictions"), axis=1)
-    grouped = pd.DataFrame(parts, columns=list(table.columns)).groupby(patients.to_numpy(), sort=False)
-    if how == "mean":
-        combined = grouped.mean()
-    else:
-        combined = grouped.max()
-        healthy = [group.columns[0] for group in table.groups]
-        combined[healthy] = grouped[healthy].min()
-    normalised = np.concatenate(group_probabilities(combined, table, "combined predictions"), axis=1)
-    result = pd.DataFrame(normalised, columns=list(table.columns))
-    result.insert(0, "patient_id", combined.index.astype(str))
+    numbers, ids = pd.factorize(patients)
+    blocks = group_probabilities(predictions, table, "predictions")
+    combined = [combine_group(block, numbers, len(ids), how) for block in blocks]
+    result = pd.DataFrame(np.concatenate(combined, axis=1), columns=list(table.columns))
+    result.insert(0, "patient_id", ids.astype(str))
     return result
+
+
+def combine_group(probabilities: np.ndarray, patients: np.ndarray, num_patients: int, how: str) -> np.ndarray:
+    """One group of :func:`combine_series`: [N, C] of series -> [M, C] of patients, rows sum to 1.
+
+    Args:
+        probabilities: [N, C], healthy first. patients: [N] number of each series' patient, 0..M-1, each of them there.
+        num_patients: M. how: ``"max"`` or ``"mean"``.
+    """
+    combined = np.zeros((num_patients, probabilities.shape[1]))
+    if how == "mean":
+        np.add.at(combined, patients, probabilities)
+    else:
+        combined[:, 0] = 1.0
+        np.maximum.at(combined[:, 1:], patients, probabilities[:, 1:])
+        np.minimum.at(combined[:, 0], patients, probabilities[:, 0])
+    return combined / combined.sum(axis=1, keepdims=True)

@@ -1,0 +1,348 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The report as a file: what stands on it, what does not, and what happens when a part fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from torch.utils.tensorboard import SummaryWriter
+
+from bundles.rsna_cnn_lstm.scripts import report_context, report_sections
+from bundles.rsna_cnn_lstm.scripts.earlier_runs import find_earlier_runs
+from bundles.rsna_cnn_lstm.scripts.figures import slices_figure
+from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
+from bundles.rsna_cnn_lstm.scripts.learning_curves import by_epoch, read_scalars
+from bundles.rsna_cnn_lstm.scripts.predictions import PredictionWriter
+from bundles.rsna_cnn_lstm.scripts.report import ReportError, ReportWriter, write_report
+from bundles.rsna_cnn_lstm.scripts.results import Results
+from tests.rsna.report_runs import LABELS_FILE, TABLE, draw, volumes, write_run
+from workflow.privacy import pseudonym
+
+UID = "1.2.840.113619.2.55.3.604688119.971.1762583153.102"
+
+
+class Page(HTMLParser):
+    """Tables by caption, attributes and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self._tags: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._tags.append(tag)
+        if tag == "tr":
+            self._row: list[str] = []
+        if tag in ("td", "th"):
+            self._row.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._tags:
+            while self._tags.pop() != tag:
+                pass
+        if tag == "tr":
+            self.tables[self._caption].append(self._row)
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._tags:
+            return
+        self.text += data
+        if self._tags and self._tags[-1] == "caption":
+            self._caption = data
+            self.tables.setdefault(data, [])
+        elif {"td", "th"} & set(self._tags):
+            self._row[-1] += data
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """Run folder with a report of synthetic data: earlier runs beside it, a training's events, volumes."""
+    root = tmp_path_factory.mktemp("runs")
+    write_run(root / "weaker", skill=0.5)
+    write_run(root / "of others", seed=9)
+    folder = write_run(root / "now")
+    weights = root / "training" / "model.pt"
+    with SummaryWriter(weights.parent / "tensorboard") as events:
+        for epoch in range(1, 4):
+            events.add_scalar("loss", 9.0 - epoch, epoch)
+            events.add_scalar("negative_score", -0.9 + 0.1 * epoch, epoch)
+    (root / "data").mkdir()
+    (root / "data" / "README.txt").write_text("SYNTHETIC phantoms", encoding="utf-8")
+    patients = pd.read_csv(folder / "predictions.csv")["patient_id"].tolist()
+    path = write_report(folder, TABLE, dataset_dir=root / "data", dataset=volumes(patients), weights=weights)
+    assert path == folder / "report.html"
+    return folder, json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(made) -> Page:
+    return Page(made[0] / "report.html")
+
+
+def test_every_figure_of_the_metrics_is_in_a_table(page, made):
+    _, metrics = made
+
+    def shown(value: dict) -> str:
+        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+    rows = {row[0]: row[1:] for row in page.tables["Score and terms"]}
+    assert rows["score"] == [shown(metrics["score"]), f"{metrics['baseline']['score']:.3f}"]
+    for name, value in metrics["score_terms"].items():
+        assert rows[name.replace("_", " ")] == [shown(value), f"{metrics['baseline']['score_terms'][name]:.3f}"]
+    areas = {row[0]: row[-1] for row in page.tables["AUC by group"][1:]}
+    assert areas == {name.replace("_", " "): shown(value) for name, value in metrics["auc"].items()}
+    precision = {row[0]: row[-1] for row in page.tables["Average precision by group"][1:]}
+    assert precision["bowel"] == shown(metrics["average_precision"]["bowel_injury"])
+    assert precision["any injury"] == shown(metrics["average_precision"]["any_injury"])
+    classes = {row[0]: row[1:] for row in page.tables["Classes"][1:]}
+    for name, value in metrics["classes"].items():
+        row = classes[name.replace("_", " ")]
+        assert row[:2] == [str(value["positives"]), str(value["called"])]
+        assert row[2:5] == [f"{value[key]:.3f}" for key in ("precision", "recall", "f1")]
+    assert classes["mean of the defined"][-1] == shown(metrics["mAP"])
+    assert all(shown(metrics[name]).split(" [")[0] in page.text for name in ("score", "mAP"))
+
+
+def test_confusion_counts_are_those_of_the_tables(page, made):
+    solution = pd.read_csv(made[0] / "solution.csv")
+    predictions = pd.read_csv(made[0] / "predictions.csv")
+    counts = {tuple(row[:3]): int(row[3]) for row in page.tables["Counts"][1:]}
+    for group in TABLE.groups:
+        names = [item.name for item in group.classes]
+        true = solution[list(group.columns)].to_numpy().argmax(axis=1)
+        called = predictions[list(group.columns)].to_numpy().argmax(axis=1)
+        for i, one in enumerate(names):
+            for j, other in enumerate(names):
+                assert counts[group.name, one, other] == int(((true == i) & (called == j)).sum())
+
+
+def test_calibration_points_hold_every_patient(page):
+    points = page.tables["Points of the curves"][1:]
+    for name in (*TABLE.group_names, "any injury"):
+        assert sum(int(row[1]) for row in points if row[0] == name) == 40
+
+
+def test_runs_of_the_same_patients_stand_beside_this_one(page, made):
+    rows = page.tables["Runs"]
+    assert [row[0] for row in rows[1:]] == ["now (this run)", "weaker", "class frequencies"]
+    weaker = json.loads((made[0].parent / "weaker" / "metrics.json").read_text(encoding="utf-8"))
+    assert rows[2][1].startswith(f"{weaker['score']['value']:.3f} [")
+    assert "of other patients or labels: 1 (of others)" in page.text
+
+
+def test_learning_curves_are_those_of_the_training_beside_the_weights(page):
+    assert page.tables["Values by epoch"][1:] == [["1", "8.000", "0.800"], ["2", "7.000", "0.700"],
+                                                  ["3", "6.000", "0.600"]]  # fmt: skip
+    assert "Training run training" in page.text
+
+
+def test_worst_patients_come_first_and_add_up(page, made):
+    results = Results.from_folder(made[0], TABLE)
+    parts = results.contributions()
+    assert parts.sum() == pytest.approx(made[1]["score"]["value"])
+    order = np.argsort(-parts.sum(axis=1))
+    rows = page.tables["Largest contributions"][1:]
+    assert [row[0] for row in rows] == [results.patients.ids[k] for k in order[:10]]
+    assert [row[1] for row in rows] == [f"{parts[k].sum():.4f}" for k in order[:10]]
+    shown = re.findall(r"Patient (p\d+)\n", page.text)
+    assert shown == [row[0] for row in rows[:5]]
+
+
+def test_figures_are_on_the_page_and_beside_it(page, made):
+    pictures = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    names = {path.stem for path in (made[0] / "report").iterdir()}
+    assert len(pictures) == len(names) == 7 + 2 * 5
+    assert {"score", "runs", "roc", "precision_recall", "confusion", "calibration", "learning"} < names
+    assert all(re.match(r"data:image/(svg\+xml|png);base64,", source) for source in pictures)
+    assert all((path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n") for path in (made[0] / "report").iterdir())
+    texts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert all(texts)
+    assert len(texts) == len(pictures)
+
+
+def test_page_needs_nothing_from_elsewhere(page, made):
+    addresses = [value for _, name, value in page.attributes if name in ("src", "href", "action", "srcset")]
+    assert all(value.startswith(("data:", "#")) for value in addresses)
+    targets = {value for _, name, value in page.attributes if name == "id"}
+    assert all(value[1:] in targets for value in addresses if value.startswith("#"))
+    text = (made[0] / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script|javascript:|\son\w+=|@import|url\(", text)
+    policy = next(value for _, name, value in page.attributes if name == "content" and "default-src" in value)
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+
+
+def test_head_of_the_page(page):
+    assert "SYNTHETIC DATA" in page.text
+    assert "Research software, not for diagnosis" in page.text
+    for name, value in (("Date", "2026-01-02 03:04:05"), ("Patients", "40"), ("Series", "40")):
+        assert re.search(rf"{name}\s*{value}", page.text)
+    assert "monai 1.6.1" in page.text
+
+
+def test_page_of_files_alone_with_names_that_must_not_be_shown(tmp_path):
+    """No dataset, no weights, markup in a name, UIDs as patients, a group without labels and one without injury."""
+    solution, predictions = draw(TABLE, 12, seed=1)
+    for frame in (solution, predictions):
+        frame["patient_id"] = [f"{UID}{number}" for number in range(12)]
+    solution[[column for column in TABLE.columns if column.startswith("liver_")]] = np.nan
+    solution[["bowel_healthy", "bowel_injury"]] = [1.0, 0.0]
+    folder = write_run(tmp_path / "<b>&name", frames=(solution, predictions), n_resamples=10)
+    path = write_report(folder, TABLE, dataset_dir=None)
+    text, page = path.read_text(encoding="utf-8"), Page(path)
+    assert UID not in text
+    assert page.tables["Largest contributions"][1][0].startswith("uid-")
+    assert "<b>" not in text
+    assert "<b>&name" in page.text
+    assert "SYNTHETIC" not in text
+    areas = {row[0]: row[1:] for row in page.tables["AUC by group"][1:]}
+    assert areas["bowel"] == ["0 of 12", "undefined"]
+    assert areas["liver"] == ["0 of 0", "undefined"]
+    assert "liver" not in {row[0] for row in page.tables["Counts"]}
+    assert "There is no earlier evaluation" in page.text
+    assert "no single training" in page.text
+
+
+def test_single_group_without_any_injury_and_one_patient(tmp_path):
+    table = LabelTable.from_file(LABELS_FILE, ["spleen"])
+    page = Page(write_report(write_run(tmp_path / "one", table, patients=1), table, dataset_dir=tmp_path))
+    assert [row[0] for row in page.tables["Score and terms"][1:]] == ["score", "spleen"]
+    assert "AUC of spleen" in page.text
+    assert "No TensorBoard" not in page.text
+
+
+def test_pseudonyms_find_their_volumes(tmp_path):
+    solution, predictions = draw(TABLE, 6, seed=2)
+    names = solution["patient_id"].tolist()
+    hidden = [frame.assign(patient_id=frame["patient_id"].map(pseudonym)) for frame in (solution, predictions)]
+    results = Results.from_folder(write_run(tmp_path / "run", frames=tuple(hidden), n_resamples=0), TABLE)
+    section = report_context.worst_patients(results, volumes(names))
+    assert [len(card.pictures) for card in section.cards] == [2] * 5
+    assert {card.title for card in section.cards} < {f"Patient {pseudonym(name)}" for name in names}
+
+
+def test_parts_that_fail_leave_the_others(tmp_path, monkeypatch):
+    def fails(_results: Results) -> None:
+        raise OSError(f"no such series {UID}")
+
+    monkeypatch.setattr(report_sections, "calibration", fails)
+    folder = write_run(tmp_path / "run", patients=8, n_resamples=5)
+    message = (
+        r"lacks 'Calibration' \(OSError: no such series uid-\w+\), 'Worst-scored patients' \(ValueError: the dataset"
+    )
+    with pytest.raises(ReportError, match=message):
+        write_report(folder, TABLE, dataset_dir=None, dataset=volumes(["someone else"]))
+    page = Page(folder / "report.html")
+    assert "This part could not be made. ValueError: the dataset holds no series of patient" in page.text
+    assert {"Score and terms", "AUC by group", "Counts"} <= set(page.tables)
+
+
+def test_folders_that_hold_no_results_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"needs predictions\.csv, solution\.csv, metrics\.json"):
+        write_report(tmp_path, TABLE, dataset_dir=None)
+    folder = write_run(tmp_path / "run", patients=8, n_resamples=0)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "patients": 9}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"metrics\.json is of 9 patients, the tables of 8"):
+        write_report(folder, TABLE, dataset_dir=None)
+
+
+def test_earlier_runs(tmp_path):
+    now = write_run(tmp_path / "now", n_resamples=0)
+    assert find_earlier_runs(now).comparable == []
+    for age, name in enumerate(("newest", "oldest")):
+        path = write_run(tmp_path / name, skill=1.0, n_resamples=0) / "metrics.json"
+        os.utime(path, (1e9 - age, 1e9 - age))
+    solution, predictions = draw(TABLE, 40, seed=0, skill=3.0)
+    hidden = [frame.assign(patient_id=frame["patient_id"].map(pseudonym)) for frame in (solution, predictions)]
+    write_run(tmp_path / "pseudonyms", frames=tuple(hidden), n_resamples=0)
+    other_truth = solution.assign(
+        bowel_healthy=1 - solution["bowel_healthy"], bowel_injury=1 - solution["bowel_injury"]
+    )
+    write_run(tmp_path / "other truth", frames=(other_truth, predictions), n_resamples=0)
+    write_run(tmp_path / "fewer", patients=39, n_resamples=0)
+    (write_run(tmp_path / "broken", n_resamples=0) / "metrics.json").write_text("{", encoding="utf-8")
+    (write_run(tmp_path / "foreign", n_resamples=0) / "metrics.json").write_text('{"loss": 1}', encoding="utf-8")
+    (write_run(tmp_path / "no truth", n_resamples=0) / "solution.csv").unlink()
+    found = find_earlier_runs(now)
+    assert [name for name, _ in found.comparable] == ["oldest", "newest", "pseudonyms"]
+    assert sorted(found.others) == ["fewer", "other truth"]
+    assert sorted(name for name, _ in found.unreadable) == ["broken", "foreign", "no truth"]
+
+
+def test_scalars_of_a_resumed_run(tmp_path):
+    for start, offset in ((1, 0.0), (3, 10.0)):
+        with SummaryWriter(tmp_path, filename_suffix=str(start)) as events:
+            for step in range(start, start + 3):
+                events.add_scalar("loss", step + offset, step, walltime=1000 * start + step)
+                events.add_scalar("other", 1.0, step)
+    frame = by_epoch(read_scalars(tmp_path))
+    assert frame.columns.tolist() == ["loss"]
+    assert frame["loss"].to_dict() == {1: 1.0, 2: 2.0, 3: 13.0, 4: 14.0, 5: 15.0}
+    assert read_scalars(tmp_path / "absent") == {}
+    assert by_epoch({}).empty
+
+
+def test_slices_are_shown_as_radiologists_look_at_them():
+    volume = volumes(["a"])[0]["image"][0].numpy()
+    figure = slices_figure(volume, (2.0, 2.0, 5.0), count=4, columns=2)
+    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert len(shown) == 4
+    assert shown[0][0, 0] == 255  # the first slice is the top; patient's right is at the left, front is up
+    assert shown[0][-1].max() == shown[0][:, -1].max() == 0
+    assert shown[-1].max() == 0
+    floats = slices_figure(volume.astype(np.float32) / 255, (1.0, 1.0, 1.0), count=50)
+    assert floats.axes[0].images[0].get_clim() == (0.0, 1.0)
+
+
+def _evaluate(items: list[dict], *handlers: object) -> None:
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Dataset(items), batch_size=4),
+        network=torch.nn.Identity(),
+        val_handlers=list(handlers),
+    )
+    evaluator.logger.disabled = True
+    evaluator.run()
+
+
+def _items(labelled: bool) -> list[dict]:
+    rng = np.random.default_rng(0)
+    items = [
+        {"image": rng.normal(size=11).astype(np.float32), "patient_id": str(k), "series_id": "s"} for k in range(6)
+    ]
+    label = {"label": np.zeros(5, np.int64)} if labelled else {}
+    return [{**item, **label} for item in items]
+
+
+def test_handler_has_nothing_to_report_without_labels_or_on_other_processes(tmp_path, caplog):
+    plain, elsewhere = tmp_path / "plain", tmp_path / "elsewhere"
+    _evaluate(_items(labelled=False), PredictionWriter(plain, TABLE), ReportWriter(plain, LABELS_FILE))
+    assert (plain / "predictions.csv").is_file()
+    assert "no report: none of the evaluated patients has a label" in caplog.text
+    writer = PredictionWriter(elsewhere, TABLE, n_resamples=0)
+    _evaluate(_items(labelled=True), writer, ReportWriter(elsewhere, TABLE, save_rank=1))
+    assert (elsewhere / "metrics.json").is_file()
+    assert not [folder for folder in (plain, elsewhere) if (folder / "report.html").exists()]
+
+
+def test_handler_whose_report_fails_keeps_the_predictions_and_ends_the_run(tmp_path):
+    handlers = PredictionWriter(tmp_path, TABLE, n_resamples=0), ReportWriter(tmp_path, TABLE, dataset=volumes(["x"]))
+    with pytest.raises(ReportError, match="the predictions and all other parts are written"):
+        _evaluate(_items(labelled=True), *handlers)
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 6
+    assert "Score minus baseline" in Page(tmp_path / "report.html").text

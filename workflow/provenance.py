@@ -1,0 +1,77 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Weights meet the input that they were trained on, or the run says so before it reads a series.
+
+Tensors of the right shapes load whatever the window or the number of slices: the result would be confidently wrong. A
+run leaves its ``config.json`` beside ``model.pt``, so that the two can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ConfigMismatch", "check_training_config"]
+
+logger = logging.getLogger(__name__)
+
+
+class ConfigMismatch(ValueError):
+    """A run whose settings are not those of the weights' training; the message names each with both values."""
+
+
+def check_training_config(
+    weights: str | os.PathLike[str] | Sequence[str] | None, settings: Mapping[str, Any], allow: bool = False
+) -> None:
+    """Compare this run's settings with the ``config.json`` beside each weights file.
+
+    Args:
+        weights: a file, a list of files, or None. The config is looked for in the file's folder, and for a checkpoint
+            in ``checkpoints/`` in the folder above. Weights without one (a published file) cannot be checked.
+        settings: name of a top-level id -> this run's value.
+        allow: log the differences instead of refusing.
+
+    Raises:
+        ConfigMismatch: if any value differs, or the config is not readable.
+    """
+    if weights is None:
+        return
+    problems = []
+    for path in [weights] if isinstance(weights, str | os.PathLike) else weights:
+        trained = _training_config(Path(path))
+        if trained is None:
+            logger.info("%s: no config.json of a training beside it, settings cannot be compared", path)
+            continue
+        # an expression has no value before its config runs: it is not compared
+        known = [n for n in settings if n in trained and not str(trained[n]).startswith(("$", "@"))]
+        differing = [name for name in known if trained[name] != _plain(settings[name])]
+        problems += [f"{path}: {n} was {trained[n]!r} in training and is {settings[n]!r} here" for n in differing]
+    if problems and allow:
+        logger.warning("settings differ from those of the training (allowed): %s", "; ".join(problems))
+    elif problems:
+        raise ConfigMismatch(
+            f"{'; '.join(problems)}. Give the same values, or --allow_config_mismatch True if it is meant"
+        )
+
+
+def _training_config(path: Path) -> dict[str, Any] | None:
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigMismatch(f"{file}: expected the JSON config of a training, got {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigMismatch(f"{file}: expected the JSON config of a training, found a {type(content).__name__}")
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """As the value comes back from JSON: a tuple is a list."""
+    return json.loads(json.dumps(value, default=str))
