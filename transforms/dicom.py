@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from monai.data import MetaTensor
+from pydicom.config import disable_value_validation
 from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from .dicom_geometry import SliceStack, stack_slices
 from .dicom_headers import SliceHeader, list_reasons, read_series
@@ -21,6 +23,8 @@ from .resample import resample_stack
 __all__ = ["load_dicom"]
 
 logger = logging.getLogger(__name__)
+
+UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 
 def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, resample: bool, source: str) -> MetaTensor:
@@ -34,6 +38,7 @@ def load_dicom(path: Path, *, dtype: np.dtype, series_uid: str | None, resample:
     folder = headers[0].path.parent
     stack = stack_slices(folder, headers, resample=resample)
     _check_decoders(folder, stack.slices)
+    _check_sizes(stack.slices)
     if stack.irregular:
         stored = np.empty(stack.shape[::-1], dtype=dtype).transpose(2, 1, 0)
         _decode_stack(stack, stored, dtype)
@@ -84,10 +89,22 @@ def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:
             raise SeriesError(f"{folder}: no decoder installed for the transfer syntax {syntax.name}: {missing}.")
 
 
+def _check_sizes(slices: Iterable[SliceHeader]) -> None:
+    """Refuse files that are too short for their pixels before memory for the volume is asked for."""
+    for header in slices:
+        expected, found = 2 * int(header.matrix.prod()), header.path.stat().st_size
+        if header.transfer_syntax in UNCOMPRESSED and found < expected:
+            raise SeriesError(
+                f"{header.path}: expected pixel data of {expected} bytes, found a file of {found} bytes: truncated or"
+                " damaged."
+            )
+
+
 def _decode(header: SliceHeader) -> np.ndarray:
     """HU of one slice, [rows, columns] int32 or float64."""
     try:
-        stored = pixel_array(header.path)
+        with disable_value_validation():  # its warnings quote values
+            stored = pixel_array(header.path)
     except DAMAGED as error:
         raise SeriesError(
             f"{header.path}: expected pixel data ({header.transfer_syntax.name}), found it truncated or damaged"
