@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from monai.data import MetaTensor
+from pydicom.config import disable_value_validation
 from pydicom.pixels import get_decoder, pixel_array
 
 from .dicom_geometry import LPS_TO_RAS, SliceStack, stack_slices
@@ -109,7 +110,8 @@ def _check_decoders(folder: Path, slices: Iterable[SliceHeader]) -> None:
 def _decode(header: SliceHeader) -> np.ndarray:
     """HU of one slice, [rows, columns] int32 or float64."""
     try:
-        stored = pixel_array(header.path)
+        with disable_value_validation():  # its warnings quote values
+            stored = pixel_array(header.path)
     except DAMAGED as error:
         raise _damaged(header, f"{type(error).__name__}: {error}") from error
     if stored.shape != tuple(header.matrix):

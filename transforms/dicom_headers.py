@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.config import IGNORE, disable_value_validation
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
@@ -97,17 +98,22 @@ def read_series(path: Path, series_uid: str | None) -> tuple[list[SliceHeader], 
 
 
 def _read_header(file: Path) -> pydicom.Dataset | None:
-    """Header tags of a file; None where it is no DICOM."""
+    """Header tags of a file, all of them converted; None where it is no DICOM.
+
+    pydicom's messages are not passed on, nor its warnings about values: they quote what stands in the header.
+    """
     try:
-        with file.open("rb") as stream:
+        with disable_value_validation(), file.open("rb") as stream:
             dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+            for _ in (*dataset.file_meta, *dataset):
+                pass
             dataset.missing_pixels = missing_pixels(stream, dataset)
             return dataset
     except InvalidDicomError:
         return None
     except DAMAGED as error:
         raise SeriesError(
-            f"{file}: expected a readable DICOM header, found {type(error).__name__}: {error}."
+            f"{file}: expected a readable DICOM header, found a damaged one ({type(error).__name__})."
         ) from error
 
 
@@ -115,13 +121,13 @@ def _not_a_ct_slice(file: Path, dataset: pydicom.Dataset) -> str:
     """Why a DICOM object is not part of a CT volume; empty where it is."""
     # Two copies of the class: where they differ or both are missing the header is cut off, and a slice would be lost.
     copies = dataset.get("SOPClassUID"), dataset.file_meta.get("MediaStorageSOPClassUID")
-    sop_classes = {UID(str(uid)) for uid in copies if uid}
+    sop_classes = {UID(str(uid), IGNORE) for uid in copies if uid}
     if not sop_classes or (len(sop_classes) > 1 and sop_classes.intersection(CT_CLASSES)):
-        found = " and ".join(sorted(uid.name for uid in sop_classes)) or "none"
+        found = " and ".join(sorted(map(_class_name, sop_classes))) or "none"
         raise SeriesError(f"{file}: expected a SOP class, found {found}: the header is damaged.")
     sop_class = sop_classes.pop()
     if sop_class not in CT_CLASSES:
-        return sop_class.name
+        return _class_name(sop_class)
     image_type = {str(value).strip().upper() for value in (dataset.get("ImageType") or ())}
     for kind in ("LOCALIZER", "SCREEN SAVE"):
         if kind in image_type:
@@ -132,6 +138,11 @@ def _not_a_ct_slice(file: Path, dataset: pydicom.Dataset) -> str:
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):  # cut off, as "MONOCH": a slice would be lost
         raise SeriesError(f"{file}: expected a known PhotometricInterpretation: the header is damaged.")
     return ""
+
+
+def _class_name(uid: UID) -> str:
+    """A registered SOP class by its name; others are not quoted, in a damaged header they may be any UID."""
+    return uid.name if uid.name != uid else "an unknown SOP class"
 
 
 def _choose(
@@ -197,9 +208,9 @@ def _parse(file: Path, dataset: pydicom.Dataset) -> SliceHeader:
         )
     return SliceHeader(
         path=file,
-        transfer_syntax=UID(str(dataset.file_meta.get("TransferSyntaxUID") or "")),
+        transfer_syntax=UID(str(dataset.file_meta.get("TransferSyntaxUID") or ""), IGNORE),
         frame_of_reference=str(dataset.get("FrameOfReferenceUID") or ""),
-        matrix=np.concatenate([_numbers(file, dataset, tag, 1) for tag in ("Rows", "Columns")]).astype(int),
+        matrix=_matrix(file, dataset),
         spacing=spacing,
         orientation=_numbers(file, dataset, "ImageOrientationPatient", 6),
         position=_numbers(file, dataset, "ImagePositionPatient", 3),
@@ -218,13 +229,21 @@ def _instance_number(dataset: pydicom.Dataset) -> int | None:
         return None
 
 
+def _matrix(file: Path, dataset: pydicom.Dataset) -> np.ndarray:
+    """Rows and columns, [2] int."""
+    numbers = np.concatenate([_numbers(file, dataset, tag, 1) for tag in ("Rows", "Columns")])
+    if ((numbers % 1 != 0) | (numbers < 0) | (numbers > 65535)).any():
+        raise SeriesError(f"{file}: expected Rows and Columns of 16 bits, found {numbers.tolist()}.")
+    return numbers.astype(int)
+
+
 def _numbers(file: Path, dataset: pydicom.Dataset, tag: str, count: int) -> np.ndarray:
     """A tag's value as `count` finite float64; none of the tags asked for may be missing."""
     try:
         value = dataset.get(tag)
         numbers = np.atleast_1d(np.asarray([] if value in (None, "") else value, dtype=np.float64))
     except (ValueError, TypeError) as error:
-        raise SeriesError(f"{file}: expected {count} number(s) in {tag}, found what is none ({error}).") from error
+        raise SeriesError(f"{file}: expected {count} number(s) in {tag}, found what is none.") from error
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
         found = "none" if numbers.size == 0 else numbers.tolist()
         raise SeriesError(f"{file}: expected {count} finite number(s) in {tag}, found {found}.")

@@ -7,6 +7,8 @@ from __future__ import annotations
 import struct
 import zlib
 
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
 __all__ = ["DAMAGED", "SeriesError"]
 
 # What pydicom, nibabel and the decoders under them raise on damaged files.
@@ -18,6 +20,9 @@ DAMAGED = (
     LookupError,
     AttributeError,
     RuntimeError,
+    ArithmeticError,
+    BytesLengthException,
+    InvalidDicomError,
     struct.error,
     zlib.error,
 )
