@@ -1,11 +1,43 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One fault at a time in a DICOM series: refused with a reason, or repaired and reported; never guessed."""
+"""One fault at a time in a DICOM series: refused with a reason, or repaired and reported; never guessed.
+
+Where each fault that is known from real data is tested (here: `test_refused[...]`, unless another name is given):
+
+| fault | test |
+|---|---|
+| slices missing | two or one slice missing; test_resample.test_what_no_slice_shows_is_not_made_up |
+| duplicate slice, identical or different | test_duplicates |
+| InstanceNumber shuffled or missing | test_dicom.test_order_comes_from_positions_alone |
+| several series in a folder | two series, test_dicom.test_file_in_the_folder_stands_for_its_series |
+| mixed spacing, orientation, matrix, frame of reference | mixed ... |
+| gantry tilt, uneven steps | tilted gantry, slight tilt, uneven steps, and when asked: test_resample |
+| MONOCHROME1, windows | test_dicom.test_presentation_plays_no_part |
+| pixels or header cut off | test_truncated_file, test_truncated_header, pixels missing |
+| FrameOfReferenceUID missing | test_frame_of_reference_may_be_missing |
+| no DICOM, 0 bytes, localizer, dose report, capture | test_what_is_no_slice_is_skipped_and_counted |
+| empty folder, subfolders, nothing there | test_folder_without_ct |
+| RLE, JPEG lossless, JPEG-LS, JPEG 2000, 12 of 16 bits | test_dicom.test_compressed_syntaxes, test_dcmtk |
+| no decoder | no decoder, test_decoder_not_installed |
+| padding of -2000, -3024 | test_dicom.test_padding_is_kept |
+| slope or intercept missing, or of each slice | test_dicom.test_slope_and_intercept_are_each_slice_s_own |
+| 8 bits, colour, other quantities | 8 bits, three samples, no HU |
+| multi-frame, coronal, sagittal | multi-frame, enhanced CT, coronal, sagittal |
+| feet first, prone, oblique | test_dicom.test_agrees_with_highdicom |
+| one slice, 1,500 slices, no abdomen | one slice, test_many_slices_without_an_abdomen |
+| absurd Rows and Columns | absurd rows, no rows, too short for its rows, test_absurd_number_of_voxels |
+| all air | test_body.test_air_is_refused |
+| any of a header at random | test_mutated_headers |
+| NIfTI: 8 bits, NaN, damaged, sform unlike qform, 4D | test_nifti |
+| smaller than the crop grid | test_voco.test_errors |
+| real files | test_real_data |
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +159,10 @@ FAULTS = {
     "multi-frame": (on(NumberOfFrames=4), "000.dcm: expected single-frame CT images, found a multi-frame object of 4"),
     "enhanced CT": (on(SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=6), "a multi-frame object of 6"),
     "absurd rows": (on(Rows=60000), "at most 4096 voxels along an axis .* found 32 x 60000 x 6"),
+    "too short for its rows": (
+        on(Rows=4096),
+        r"000.dcm: expected pixel data of 262144 bytes, found a file of \d+ bytes: truncated or damaged",
+    ),
     "no rows": (on(Rows=0), "found 32 x 0 x 6"),
     "two series": (
         on(3, SeriesInstanceUID="1.2.3"),
@@ -150,6 +186,14 @@ def _encapsulate(ds: Dataset) -> None:
     ds.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
     ds["PixelData"].VR = "OB"
     ds["PixelData"].is_undefined_length = True
+
+
+def test_the_table_above_names_what_exists() -> None:
+    tests = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")}
+    names = re.findall(r"(?:(test_\w+)\.)?(test_\w+)", __doc__ or "")
+    assert len(names) > 20
+    for module, name in names:
+        assert name in tests or f"def {name}(" in tests[module or Path(__file__).stem], name
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -202,6 +246,33 @@ def test_unreadable_number(write_series: WriteSeries) -> None:
     file.write_bytes(file.read_bytes().replace(b"-11.0\\-12.0\\105.0", b"-11.0\\-1x.0\\105.0"))
     with pytest.raises(SeriesError, match=r"001.dcm: expected 3 number\(s\) in ImagePositionPatient"):
         LoadSeries()(folder)
+
+
+def test_many_slices_without_an_abdomen(tmp_path: Path) -> None:
+    """The reader has no opinion on the body part: an empty scan of 1,500 slices is a volume."""
+
+    ds = ct_slice(0, size=8)
+    ds.BodyPartExamined, ds.ImagePositionPatient = "HEAD", "0\\0\\10000.00"
+    set_stored(ds, np.full((8, 8), 24))
+    content = save(ds, tmp_path / "0.dcm").read_bytes()
+    for k in range(1500):
+        (tmp_path / f"{k}.dcm").write_bytes(content.replace(b"10000.00", f"{10000 + 0.6 * k:.2f}".encode()))
+    volume = LoadSeries()(tmp_path)
+    assert volume.shape == (1, 8, 8, 1500)
+    assert volume.unique().tolist() == [-1000]
+
+
+def test_odd_values_of_a_header_are_not_quoted(
+    write_series: WriteSeries, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """pydicom warns of an invalid UID, and quotes it."""
+    folder = write_series()
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes().replace(SERIES.encode(), b"0" + SERIES[1:-3].encode() + b".07"))
+    recwarn.clear()
+    LoadSeries()(folder)
+    said = caplog.text + "".join(str(warning.message) for warning in recwarn)
+    assert SERIES[2:-3] not in said
 
 
 def test_absurd_number_of_voxels(write_series: WriteSeries, monkeypatch: pytest.MonkeyPatch) -> None:
