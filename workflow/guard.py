@@ -9,6 +9,10 @@ built, and its message (with near misses) is the last line printed. Two sources 
 - the top-level ids of the config that runs (command line, ``args_file`` and Python callers alike): each must have a
   line in the config's ``_desc_``;
 - on the command line also nested ids (``train#trainer#max_epochs``), which must exist in the config files.
+
+One case comes too early for a config: an id below a name that does not exist (``trainr#max_epochs``). MONAI itself
+stops there, with a KeyError that names it. `CheckedWorkflow` lists near misses there too, and checks the nested ids of
+Python callers.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .errors import root_cause
 
-__all__ = ["RefusedValue", "UnknownOverride", "check_overrides", "running_config"]
+__all__ = ["CheckedWorkflow", "RefusedValue", "UnknownOverride", "check_overrides", "running_config"]
 
 # arguments of `python -m monai.bundle run` itself; the rest overrides the config
 RUN_ARGUMENTS = (
@@ -152,6 +156,26 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
         _refuse_lost_values({name: pairs[name] for name in pairs if name not in RUN_ARGUMENTS})
     if unknown:
         _stop(UnknownOverride(unknown, known))
+
+
+class CheckedWorkflow(ConfigWorkflow):
+    """A `ConfigWorkflow` that holds the overrides against the config files before MONAI applies them.
+
+    ``monai.bundle.create_workflow("workflow.guard.CheckedWorkflow", config_file=...)``, or ``python -m monai.bundle
+    run_workflow --workflow_name workflow.guard.CheckedWorkflow --config_file ...``. Arguments as `ConfigWorkflow`.
+
+    Raises:
+        UnknownOverride: naming each id that the config does not have, and its near misses.
+    """
+
+    def __init__(self, config_file: str | Sequence[str], *args: Any, **kwargs: Any) -> None:
+        arguments = inspect.signature(ConfigWorkflow.__init__).parameters
+        content = ConfigParser.load_config_files(config_file)
+        known = set(_ids({key: value for key, value in content.items() if key not in RESERVED}))
+        unknown = [key for key in kwargs if key not in arguments and _normalise(key) not in known]
+        if unknown:
+            _stop(UnknownOverride(unknown, known))
+        super().__init__(config_file, *args, **kwargs)
 
 
 def _refuse_lost_values(pairs: Mapping[str, Any]) -> None:

@@ -1,11 +1,12 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
 """Pieces of training that MONAI's engines leave open: gradient clipping at each optimizer step, a stop at a loss that
-is no number, parameter groups, logged values."""
+is no number, a validation after the last epoch too, parameter groups, logged values."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping as IgniteEarlyStopping
 from monai.engines import IterationEvents
+from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys
 from torch import nn
 from torch.optim import Optimizer
@@ -22,6 +24,7 @@ __all__ = [
     "GradientClipping",
     "LossMeans",
     "StopAtNonFiniteLoss",
+    "Validation",
     "parameter_groups",
     "shared_handler",
 ]
@@ -73,6 +76,17 @@ class StopAtNonFiniteLoss:
             )
 
 
+class Validation(ValidationHandler):
+    """MONAI's `ValidationHandler` by epochs, and once more after the last epoch where `interval` does not end there:
+    otherwise the last epochs could not become the best, and a short run would end without weights."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_due), self)
+
+    def _is_due(self, engine: Engine, epoch: int) -> bool:
+        return epoch % self.interval == 0 or epoch == engine.state.max_epochs
+
+
 def shared_handler(handler: Any) -> Any:
     """A handler that the config refers to in two places: MONAI wants every item of a list of handlers to be a
     component."""
@@ -93,10 +107,12 @@ class EarlyStopping:
 
     def attach(self, engine: Engine) -> None:
         if self.patience is not None:
-            self.stopper = IgniteEarlyStopping(
-                self.patience, lambda validator: validator.state.metrics[self.metric], engine
-            )
+            self.stopper = IgniteEarlyStopping(self.patience, self._score, engine)
             self.validator.add_event_handler(Events.COMPLETED, self.stopper)
+
+    def _score(self, validator: Engine) -> float:
+        value = float(validator.state.metrics[self.metric])
+        return -math.inf if math.isnan(value) else value  # nothing compares with a NaN: it would be the best for ever
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.stopper.state_dict()) if self.stopper is not None else {}

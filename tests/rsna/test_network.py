@@ -212,3 +212,15 @@ def test_the_blocks_of_an_efficientnet_are_stem_stages_and_head():
 def test_unknown_choices_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         network(**options)
+
+
+def test_frozen_blocks_drop_nothing_out_and_keep_position_embeddings():
+    backbone = Backbone("test_vit", backbone_kwargs={"img_size": 32, "drop_path_rate": 0.5, "proj_drop_rate": 0.5})
+    network(backbone=backbone, freeze=-1).train()
+    frozen, trained = blocks(backbone)[:-1], blocks(backbone)[-1]
+    assert not any(part.training for block in frozen for part in block.modules())
+    assert trained.training
+    assert not backbone.model.pos_embed.requires_grad
+    assert network(
+        backbone=Backbone("test_vit", backbone_kwargs={"img_size": 32})
+    ).backbone.model.pos_embed.requires_grad

@@ -9,9 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 
-from workflow.guard import RESERVED, UnknownOverride, check_overrides, command_line, explain_last, running_config
+from workflow.guard import (
+    RESERVED,
+    CheckedWorkflow,
+    UnknownOverride,
+    check_overrides,
+    command_line,
+    explain_last,
+    running_config,
+)
 
 CONFIG = {
     "_desc_": {
@@ -83,6 +91,37 @@ def test_a_python_caller_with_an_unknown_id_is_stopped_before_anything_is_built(
     assert not (config_file.parent / "marker").exists()
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "unknown override 'learning_rat': did you mean learning_rate?"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("trainr#trainer#max_epochs", "train#trainer#max_epochs"),
+        ("train#trainer#max_epoch", "train#trainer#max_epochs"),
+    ],
+)
+def test_the_checked_workflow_knows_near_misses_below_a_name_that_does_not_exist(config_file, name, meant, capsys):
+    with pytest.raises(UnknownOverride) as caught:
+        create_workflow("workflow.guard.CheckedWorkflow", config_file=str(config_file), logging_file=False, **{name: 3})
+    assert name in str(caught.value)
+    assert meant in str(caught.value)
+    assert capsys.readouterr().err.strip().splitlines()[-1] == str(caught.value)
+
+
+def test_the_checked_workflow_runs_known_ids(config_file):
+    found = CheckedWorkflow(
+        str(config_file), workflow_type="train", logging_file=False, **{"train#trainer#max_epochs": 7}
+    )
+    found.initialize()
+    found.run()
+    assert found.parser["train#trainer#max_epochs"] == 7
+    assert (config_file.parent / "marker").exists()
+
+
+def test_monai_itself_names_a_parent_that_does_not_exist(config_file):
+    with pytest.raises(KeyError, match="trainr"):
+        workflow(config_file, **{"trainr#max_epochs": 3})
+    assert not (config_file.parent / "marker").exists()
 
 
 def test_known_ids_run(config_file):

@@ -11,10 +11,17 @@ import math
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
+from monai.engines import Evaluator, SupervisedTrainer
 from torch import nn
 
-from workflow.training import EarlyStopping, GradientClipping, LossMeans, StopAtNonFiniteLoss, parameter_groups
+from workflow.training import (
+    EarlyStopping,
+    GradientClipping,
+    LossMeans,
+    StopAtNonFiniteLoss,
+    Validation,
+    parameter_groups,
+)
 
 
 def batches(number: int, poison: int | None = None) -> list[dict]:
@@ -143,6 +150,18 @@ def test_the_terms_of_a_real_trainer_are_logged():
     assert metrics["loss_first"] + metrics["loss_second"] == pytest.approx(metrics["loss"])
 
 
+@pytest.mark.parametrize(("interval", "validated"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])
+def test_the_last_epoch_is_always_validated(interval, validated):
+    validator = Evaluator(
+        device=torch.device("cpu"), val_data_loader=[{}], epoch_length=1, iteration_update=lambda *_: {}
+    )
+    epochs, engine = [], Engine(lambda *_: None)
+    validator.add_event_handler(Events.COMPLETED, lambda: epochs.append(engine.state.epoch))
+    Validation(interval=interval, validator=validator).attach(engine)
+    engine.run([0], max_epochs=5)
+    assert epochs == validated
+
+
 def early(values: list[float], patience: int | None, start: dict | None = None) -> tuple[int, EarlyStopping]:
     """Epochs that a trainer ran whose validation gave these values."""
     validator, engine = Engine(lambda *_: None), Engine(lambda *_: None)
@@ -165,7 +184,14 @@ def early(values: list[float], patience: int | None, start: dict | None = None) 
 
 @pytest.mark.parametrize(
     ("values", "patience", "epochs"),
-    [([1, 2, 1, 1, 5], 2, 4), ([1, 2, 1, 3, 1], 2, 5), ([3, 2, 1], 1, 2), ([3, 2, 1, 0], None, 4)],
+    [
+        ([1, 2, 1, 1, 5], 2, 4),
+        ([1, 2, 1, 3, 1], 2, 5),
+        ([3, 2, 1], 1, 2),
+        ([3, 2, 1, 0], None, 4),
+        ([1, math.nan, math.nan, 5], 2, 3),
+        ([math.nan, 1, 2, 3], 2, 4),
+    ],
 )
 def test_training_stops_when_the_metric_rises_no_more(values, patience, epochs):
     assert early(values, patience)[0] == epochs

@@ -101,8 +101,9 @@ class CNNLSTM(nn.Module):
     def train(self, mode: bool = True) -> CNNLSTM:
         super().train(mode)
         for module in self.backbone.modules():
-            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
-                module.eval()  # a frozen layer keeps its running statistics too
+            parameters = list(module.parameters())
+            if (parameters or isinstance(module, _BatchNorm)) and not any(p.requires_grad for p in parameters):
+                module.eval()  # a frozen layer keeps its running statistics too, and drops nothing out
         return self
 
 
@@ -138,3 +139,6 @@ def freeze_blocks(backbone: nn.Module, freeze: int | str) -> None:
         frozen = found[:freeze]
     for module in frozen:
         module.requires_grad_(False)
+    if frozen:  # position embeddings and class tokens belong to the input, and to no block
+        for parameter in getattr(backbone, "model", backbone).parameters(recurse=False):
+            parameter.requires_grad_(False)
