@@ -57,7 +57,7 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(root, run_bundle
     assert "fold 2 (3 of 3)" in done.stdout
     again = [str(word) for word in (*arguments(phantoms, tmp_path / "parts", cache), "--resume", "latest")]
     configs = str([f"configs/{name}" for name in CONFIGS])
-    command = [sys.executable, *"-m monai.bundle run --config_file".split(), configs]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", configs]
     # in the second fold, between its two epochs: from the bundle's folder this time
     first = [word for word in again if word not in ("--resume", "latest")]
     checkpoints = parts / "fold_1" / "checkpoints"
