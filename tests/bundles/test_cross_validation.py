@@ -39,7 +39,7 @@ def kill_when(command: list[str], cwd: Path, reached: Callable[[], bool], log: P
     """Starts a command and kills it and all its children at some point, as a machine does that goes down."""
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        deadline = time.time() + 300
+        deadline = time.time() + 600
         while not reached():
             assert process.poll() is None, log.read_text()[-2000:]
             assert time.time() < deadline
@@ -56,14 +56,8 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(root, run_bundle
     assert "pooled score of 24 patients" in done.stdout
     assert "fold 2 (3 of 3)" in done.stdout
     again = [str(word) for word in (*arguments(phantoms, tmp_path / "parts", cache), "--resume", "latest")]
-    command = [
-        sys.executable,
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        str([f"configs/{name}" for name in CONFIGS]),
-    ]
+    configs = str([f"configs/{name}" for name in CONFIGS])
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", configs]
     # in the second fold, between its two epochs: from the bundle's folder this time
     first = [word for word in again if word not in ("--resume", "latest")]
     checkpoints = parts / "fold_1" / "checkpoints"
