@@ -261,6 +261,7 @@ def check_results(bundle: str, output: Path) -> None:
         assert "backbone tensors loaded from" in (output / "fine_tune" / "log.txt").read_text(encoding="utf-8")
         figures = json.loads((output / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
         assert {"score", "mAP", "auc", "baseline"} <= set(figures)
+        assert f"{figures['score']['value']:.3f}" in (output / "evaluation" / "report.html").read_text(encoding="utf-8")
         assert len(pd.read_csv(output / "inference" / "predictions.csv")) == 1
         assert pd.read_csv(output / "check" / "check.csv")["usable"].all()
         assert pd.read_csv(output / "check" / "problems.csv").empty

@@ -173,6 +173,12 @@ def test_evaluation_writes_score_and_predictions(run_bundle, fine_tuned, phantom
     assert metrics["patients"] == 8
     assert set(metrics["score_terms"]) >= {"bowel", "extravasation", "kidney", "liver", "spleen", "any_injury"}
     assert len(pd.read_csv(folder / "predictions.csv")) == 8
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"{metrics['score']['value']:.3f}" in report
+    assert "SYNTHETIC DATA" in report
+    assert "Training run fold0" in report
+    names = {path.stem for path in (folder / "report").iterdir()}
+    assert {"score", "roc", "precision_recall", "confusion", "calibration", "learning", "worst_1_series_1"} <= names
 
 
 def test_inference_on_a_real_dicom_series(run_bundle, fine_tuned, data_dir, tmp_path):

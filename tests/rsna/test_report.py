@@ -80,6 +80,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     with SummaryWriter(weights.parent / "tensorboard") as events:
         for epoch in range(1, 4):
             events.add_scalar("loss", 9.0 - epoch, epoch)
+            for step in range(10 * epoch - 9, 10 * epoch + 1):
+                events.add_scalar("train_loss", 9.5 - step / 10, step)
             events.add_scalar("negative_score", -0.9 + 0.1 * epoch, epoch)
     (root / "data").mkdir()
     (root / "data" / "README.txt").write_text("SYNTHETIC phantoms", encoding="utf-8")
@@ -295,6 +297,13 @@ def test_scalars_of_a_resumed_run(tmp_path):
     assert frame["loss"].to_dict() == {1: 1.0, 2: 2.0, 3: 13.0, 4: 14.0, 5: 15.0}
     assert read_scalars(tmp_path / "absent") == {}
     assert by_epoch({}).empty
+
+
+def test_weights_without_events_have_no_learning_curves(tmp_path):
+    section = report_context.learning(tmp_path / "shipped" / "model.pt")
+    assert section.text == ["No TensorBoard events lie beside the weights of shipped."]
+    assert not section.pictures
+    assert "no single training" in report_context.learning(["a/model.pt", "b/model.pt"]).text[0]
 
 
 def test_slices_are_shown_as_radiologists_look_at_them():
