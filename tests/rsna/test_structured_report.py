@@ -9,6 +9,7 @@ import logging
 import shutil
 import subprocess
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import highdicom as hd
@@ -159,6 +160,20 @@ def test_a_header_without_what_a_report_refers_to_is_named(tmp_path):
         dataset.save_as(path)
     with pytest.raises(SeriesError, match=r"\.dcm: expected StudyInstanceUID for a report to refer to, found none"):
         report_file(tmp_path / "series", ROW, TABLE)
+
+
+def test_one_of_several_series_of_a_folder(tmp_path, headers):
+    for path in SOURCE.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID, dataset.SOPInstanceUID = "1.2.3.4.5.6", pydicom.uid.generate_uid()
+        dataset.save_as(tmp_path / f"other_{path.name}")
+    with pytest.raises(SeriesError, match="expected one series, found 2"):
+        report_file(tmp_path, ROW, TABLE)
+    content = report_file(tmp_path, ROW, TABLE, series_uid=headers[0].SeriesInstanceUID)
+    study = pydicom.dcmread(BytesIO(content)).CurrentRequestedProcedureEvidenceSequence[0]
+    found = {item.ReferencedSOPInstanceUID for item in study.ReferencedSeriesSequence[0].ReferencedSOPSequence}
+    assert found == {header.SOPInstanceUID for header in headers}
 
 
 # --- handler ---

@@ -20,9 +20,9 @@ FOR, AGAINST, NEUTRAL = "#c1272d", "#3a6ea5", "#8a8a8a"
 SMALLEST_SCALE = 0.1  # log-odds; smaller changes look small
 RANKS = "①②③④⑤⑥⑦⑧⑨⑩"
 CAVEAT = (
-    "Bars: change of the log-odds of injury by this slice (red: for, blue: against). Heat: GradCAM, scaled to the"
-    " maximum of each row.\nEvidence describes the network, not the patient: it is no proof of where an injury is."
-    " Research only, not for diagnosis."
+    "Bars: change of the log-odds of injury by this slice (red: for, blue: against). Red title: injury above 0.5."
+    " Heat: GradCAM, scaled to the maximum of each row.\nEvidence describes the network, not the patient: it is no"
+    " proof of where an injury is. Research only, not for diagnosis."
 )
 # transparent to opaque, so that the image shows where nothing is hot
 HEAT = ListedColormap(
@@ -77,13 +77,13 @@ def draw_evidence(picture: EvidencePicture, dpi: int = 90) -> bytes:
 
 
 def _draw_strip(axis: Axes, group: GroupStrip, picture: EvidencePicture) -> None:
-    """The bars of one group; triangles mark the slices that are shown."""
+    """The bars of one group; numbers mark the slices that are shown."""
     z, change = picture.z, group.change
     width = 0.85 * float(np.median(np.diff(z))) if len(z) > 1 else 1.0
-    limit = 1.3 * max(float(np.abs(change).max()), SMALLEST_SCALE)
+    low, high = 1.1 * min(change.min(), -SMALLEST_SCALE), 1.35 * max(change.max(), SMALLEST_SCALE)
     if picture.attention is not None:
         share = picture.attention / picture.attention.max()
-        axis.fill_between(z, -limit, -limit + 2 * limit * share, step="mid", color="#dddddd", label="attention")
+        axis.fill_between(z, low, low + (high - low) * share, step="mid", color="#dddddd", label="attention")
         axis.legend(loc="upper right", fontsize=7, frameon=False)
     axis.bar(z, change, width=max(width, 1e-3), color=np.where(change >= 0, FOR, AGAINST))
     axis.axhline(0, color=NEUTRAL, linewidth=0.6)
@@ -91,7 +91,7 @@ def _draw_strip(axis: Axes, group: GroupStrip, picture: EvidencePicture) -> None
         axis.annotate(
             RANKS[rank], (z[k], max(change[k], 0.0)), (0, 1), textcoords="offset points", ha="center", fontsize=9
         )
-    axis.set_ylim(-limit, limit)
+    axis.set_ylim(low, high)
     axis.margins(x=0.01)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=7)

@@ -81,15 +81,16 @@ class StructuredReportWriter:
     Args:
         writer: the writer of the predictions.
         anonymise: of the run's result files, which a report with the patient's identity would undo.
+        series_uid: the one that `LoadSeries` was asked for, where a folder holds several series.
 
     Raises:
         ValueError: with `anonymise`.
     """
 
-    def __init__(self, writer: PredictionWriter, anonymise: bool = False) -> None:
+    def __init__(self, writer: PredictionWriter, anonymise: bool = False, series_uid: str | None = None) -> None:
         if anonymise:
             raise ValueError("dicom_sr: a DICOM SR holds the patient's identity and cannot be written with anonymise")
-        self.writer = writer
+        self.writer, self.series_uid = writer, series_uid
 
     def attach(self, engine: Engine) -> None:
         """Registers the handler."""
@@ -117,7 +118,7 @@ class StructuredReportWriter:
                 without += 1
                 continue
             try:
-                content = report_file(Path(source), row, self.writer.table)
+                content = report_file(Path(source), row, self.writer.table, self.series_uid)
             except DAMAGED as error:
                 # other messages than ours may quote what a header holds
                 reason = str(error) if isinstance(error, SeriesError) else type(error).__name__
@@ -130,9 +131,9 @@ class StructuredReportWriter:
             logger.warning("%d series are NIfTI files, which name no patient or study: no DICOM SR of them", without)
 
 
-def report_file(source: Path, row: Mapping[str, Any], table: LabelTable) -> bytes:
+def report_file(source: Path, row: Mapping[str, Any], table: LabelTable, series_uid: str | None = None) -> bytes:
     """The report of the DICOM series at `source` as a DICOM file; see `make_report`."""
-    paths = [header.path for header in read_series(source, None)[0]]
+    paths = [header.path for header in read_series(source, series_uid)[0]]
     images = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=REFERENCE_TAGS) for path in paths]
     images[0] = pydicom.dcmread(paths[0], stop_before_pixels=True)
     for path, image in zip(paths, images, strict=True):
