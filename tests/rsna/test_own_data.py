@@ -66,7 +66,7 @@ def test_missing_groups_are_masked(tmp_path):
     file = own(tmp_path, "image,liver,bowel_healthy,bowel_injury", "a.nii.gz,low,,", "b.nii.gz,,0.0,1.0")
     items = read_cohort(None, TABLE, file)
     assert labels(items) == [[-1, 1], [1, -1]]
-    assert set(items[0]) == {"image", "patient_id", "series_id", "label"}
+    assert set(items[0]) == {"image", "patient_id", "series_id", "label", "aortic_hu", "incomplete_organ"}
 
 
 def test_every_bad_row_is_reported_with_row_column_and_value(tmp_path):

@@ -221,7 +221,8 @@ def test_the_last_line_names_the_cause(capsys):
 
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-ALONE, NO_CONFIG = {"train", "inference", "folds"}, {"metadata", "labels"}  # the others change train.json
+ALONE = {"train", "inference", "calibrate", "check_data", "folds"}  # the others change train.json
+NO_CONFIG = {"metadata", "labels"}
 
 
 def config_files() -> list[tuple[str, ...]]:

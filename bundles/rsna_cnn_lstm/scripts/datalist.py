@@ -209,7 +209,7 @@ def read_table(
     twice = frame.loc[frame.duplicated(list(keys)), keys[0]].unique() if unique else ()
     if len(twice):
         refuse(f"{csv_file}: {len(twice)} {' and '.join(keys)} in more than one row: {first_few(twice)}")
-    return frame.drop_duplicates(list(keys), ignore_index=True)
+    return frame.drop_duplicates(list(keys), ignore_index=True) if unique else frame
 
 
 def _read_meta(csv_file: Path, refuse: Callable[[str], None]) -> dict[tuple[str, str], dict[str, Any]] | None:
