@@ -32,12 +32,10 @@ def resample_stack(folder: Path, source: np.ndarray, stack: SliceStack, dtype: n
         folder: named in errors.
         source: HU [columns, rows, slices] in the stack's order.
         stack: positions of the slices.
-        dtype: of the result.
 
     Returns:
         Buffer whose voxels are the finer pixel spacing along x and y, and about the median distance of the slices along
         z; voxels outside every slice hold -1024 HU. Its `source_affine` has the mean step between slices.
-
     Raises:
         SeriesError: the grid would be absurdly large.
     """
@@ -47,12 +45,12 @@ def resample_stack(folder: Path, source: np.ndarray, stack: SliceStack, dtype: n
     in_plane = stack.affine[:3, :2] / pixel  # [3, 2] directions of a row, of a column
     normal = stack.normal * flip
     distances = (positions - positions[0]) @ normal
-    ends = in_plane * pixel * (np.array(source.shape[:2]) - 1)  # [3, 2] from the first pixel to the last ones
-    corners = positions[:, None] + np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ ends.T
+    last = np.array(source.shape[:2]) - 1
+    corners = positions[:, None] + np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * last * pixel @ in_plane.T
     low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
     wanted = np.array([pixel.min(), pixel.min(), np.quantile(np.diff(distances), 0.5, method="lower")])
     steps = np.maximum(np.round((high - low) / wanted), 1)
-    shape = tuple((steps + 1).astype(int).tolist())
+    shape = (steps + 1).astype(int).tolist()
     check_size(folder, shape)
     affine = np.diag([*((high - low) / steps), 1.0])
     affine[:3, 3] = low

@@ -13,10 +13,10 @@ Where each fault that is known from real data is tested (here: `test_refused[...
 | mixed spacing, orientation, matrix, frame of reference | mixed ... |
 | gantry tilt, uneven steps | tilted gantry, slight tilt, uneven steps, and when asked: test_resample |
 | MONOCHROME1, windows | test_dicom.test_presentation_plays_no_part |
-| pixels or header cut off | test_truncated_file, test_truncated_header, pixels missing |
+| pixels or header cut off | pixels missing, test_dicom_files.test_truncated_file, ..._header |
 | FrameOfReferenceUID missing | test_frame_of_reference_may_be_missing |
-| no DICOM, 0 bytes, localizer, dose report, capture | test_what_is_no_slice_is_skipped_and_counted |
-| empty folder, subfolders, nothing there | test_folder_without_ct |
+| no DICOM, 0 bytes, localizer, dose report, capture | test_dicom_files.test_what_is_no_slice_is_skipped_and_counted |
+| empty folder, subfolders, nothing there | test_dicom_files.test_folder_without_ct |
 | RLE, JPEG lossless, JPEG-LS, JPEG 2000, 12 of 16 bits | test_dicom.test_compressed_syntaxes, test_dcmtk |
 | no decoder | no decoder, test_decoder_not_installed |
 | padding of -2000, -3024 | test_dicom.test_padding_is_kept |
@@ -24,7 +24,7 @@ Where each fault that is known from real data is tested (here: `test_refused[...
 | 8 bits, colour, other quantities | 8 bits, three samples, no HU |
 | multi-frame, coronal, sagittal | multi-frame, enhanced CT, coronal, sagittal |
 | feet first, prone, oblique | test_dicom.test_agrees_with_highdicom |
-| one slice, 1,500 slices, no abdomen | one slice, test_many_slices_without_an_abdomen |
+| one slice, 1,500 slices, no abdomen | one slice, test_dicom_files.test_many_slices_without_an_abdomen |
 | absurd Rows and Columns | absurd rows, no rows, too short for its rows, test_absurd_number_of_voxels |
 | all air | test_body.test_air_is_refused |
 | any of a header at random | test_mutated_headers |
@@ -36,7 +36,6 @@ Where each fault that is known from real data is tested (here: `test_refused[...
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,13 +46,9 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     MPEG2MPML,
-    BasicTextSRStorage,
-    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     JPEG2000Lossless,
     JPEGExtended12Bit,
-    RLELossless,
-    SecondaryCaptureImageStorage,
 )
 
 from tests.transforms.ct_factory import PRIVATE, SERIES, ct_slice, hu_slice, save, set_stored
@@ -206,75 +201,6 @@ def test_refused(write_series: WriteSeries, fault: str) -> None:
     assert not any(secret in str(refused.value) for secret in PRIVATE)
 
 
-@pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless, DeflatedExplicitVRLittleEndian])
-@pytest.mark.parametrize("kept", [0.5, 0.95])
-def test_truncated_file(write_series: WriteSeries, syntax: str | None, kept: float) -> None:
-    def edit(k: int, ds: Dataset) -> None:
-        set_stored(ds, np.random.default_rng(k).integers(0, 4096, (64, 64)))  # noise, so that pixels fill the file
-        if syntax == DeflatedExplicitVRLittleEndian:
-            ds.file_meta.TransferSyntaxUID = syntax
-        elif syntax is not None:
-            ds.compress(syntax, generate_instance_uid=False)
-
-    folder = write_series(edit)
-    victim = folder / "002.dcm"
-    os.truncate(victim, int(kept * victim.stat().st_size))
-    with pytest.raises(SeriesError, match=r"002\.dcm"):
-        LoadSeries()(folder)
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        (200, r"005\.dcm: expected a SeriesInstanceUID, found none"),
-        (400, r"005\.dcm: expected a SOP class, found"),
-        (700, "one series, found 2"),  # the UID itself is cut
-        (900, r"005\.dcm: expected .* number"),
-    ],
-)
-def test_truncated_header(write_series: WriteSeries, size: int, expected: str) -> None:
-    """Of the last slice, which no gap would betray."""
-    folder = write_series()
-    os.truncate(folder / "005.dcm", size)
-    with pytest.raises(SeriesError, match=expected):
-        LoadSeries()(folder)
-
-
-def test_unreadable_number(write_series: WriteSeries) -> None:
-    folder = write_series()
-    file = folder / "001.dcm"
-    file.write_bytes(file.read_bytes().replace(b"-11.0\\-12.0\\105.0", b"-11.0\\-1x.0\\105.0"))
-    with pytest.raises(SeriesError, match=r"001.dcm: expected 3 number\(s\) in ImagePositionPatient"):
-        LoadSeries()(folder)
-
-
-def test_many_slices_without_an_abdomen(tmp_path: Path) -> None:
-    """The reader has no opinion on the body part: an empty scan of 1,500 slices is a volume."""
-
-    ds = ct_slice(0, size=8)
-    ds.BodyPartExamined, ds.ImagePositionPatient = "HEAD", "0\\0\\10000.00"
-    set_stored(ds, np.full((8, 8), 24))
-    content = save(ds, tmp_path / "0.dcm").read_bytes()
-    for k in range(1500):
-        (tmp_path / f"{k}.dcm").write_bytes(content.replace(b"10000.00", f"{10000 + 0.6 * k:.2f}".encode()))
-    volume = LoadSeries()(tmp_path)
-    assert volume.shape == (1, 8, 8, 1500)
-    assert volume.unique().tolist() == [-1000]
-
-
-def test_odd_values_of_a_header_are_not_quoted(
-    write_series: WriteSeries, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
-) -> None:
-    """pydicom warns of an invalid UID, and quotes it."""
-    folder = write_series()
-    for file in folder.iterdir():
-        file.write_bytes(file.read_bytes().replace(SERIES.encode(), b"0" + SERIES[1:-3].encode() + b".07"))
-    recwarn.clear()
-    LoadSeries()(folder)
-    said = caplog.text + "".join(str(warning.message) for warning in recwarn)
-    assert SERIES[2:-3] not in said
-
-
 def test_absurd_number_of_voxels(write_series: WriteSeries, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.geometry.MAX_VOXELS", 6000)
     with pytest.raises(SeriesError, match="6000 in all, found 32 x 32 x 6"):
@@ -332,58 +258,3 @@ def test_frame_of_reference_may_be_missing(write_series: WriteSeries) -> None:
 
 def test_free_text_rescale_type(write_series: WriteSeries) -> None:
     assert LoadSeries()(write_series(on(RescaleType="Houndsfield Unit"))).shape == (1, 32, 32, 6)
-
-
-def test_what_is_no_slice_is_skipped_and_counted(write_series: WriteSeries, caplog: pytest.LogCaptureFixture) -> None:
-    folder = write_series()
-    expected = LoadSeries()(folder)
-    (folder / "notes.txt").write_text("not DICOM")
-    (folder / "empty.dcm").touch()
-    (folder / "nested").mkdir()
-    for name, tags in {
-        "scout": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
-        "screen": {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
-        "colour": {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3},
-        "report": {"SOPClassUID": BasicTextSRStorage, "SeriesInstanceUID": "1.2"},
-        "capture": {"SOPClassUID": SecondaryCaptureImageStorage},
-    }.items():
-        ds = ct_slice(0)
-        for tag, value in tags.items():
-            setattr(ds, tag, value)
-        save(ds, folder / f"{name}.dcm")
-    with caplog.at_level(logging.WARNING):
-        volume = LoadSeries()(folder)
-    assert (volume == expected).all()
-    assert volume.meta["skipped_files"] == 7
-    assert "7 files skipped" in caplog.text
-    for name, reason in {"scout": "a localizer", "report": "Basic Text SR Storage", "empty": "not DICOM"}.items():
-        with pytest.raises(
-            SeriesError, match=f"{name}.dcm: expected a CT image or a NIfTI file, found one that is {reason}"
-        ):
-            LoadSeries()(folder / f"{name}.dcm")
-
-
-def test_folder_without_ct(tmp_path: Path) -> None:
-    with pytest.raises(SeriesError, match="found none: no file"):
-        LoadSeries()(tmp_path)
-    (tmp_path / "sub").mkdir()
-    with pytest.raises(SeriesError, match=r"1 subfolders, which are not searched"):
-        LoadSeries()(tmp_path)
-    (tmp_path / "readme.txt").write_text("hello")
-    with pytest.raises(SeriesError, match="1 x not DICOM"):
-        LoadSeries()(tmp_path)
-    with pytest.raises(SeriesError, match="found nothing there"):
-        LoadSeries()(tmp_path / "absent")
-
-
-def test_sop_class_only_in_the_file_meta(write_series: WriteSeries) -> None:
-    folder = write_series()
-    file = folder / "002.dcm"
-    ds = pydicom.dcmread(file)
-    del ds.SOPClassUID
-    ds.save_as(file)
-    assert LoadSeries()(folder).shape == (1, 32, 32, 6)
-
-
-def test_folder_with_spaces_and_letters(write_series: WriteSeries) -> None:
-    assert LoadSeries()(write_series(name="Änderung 1 é")).shape == (1, 32, 32, 6)
