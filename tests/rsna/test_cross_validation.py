@@ -170,8 +170,8 @@ def test_a_failing_fold_does_not_stop_the_others_and_is_named(commands, start, t
         start()
     assert commands.calls == [name for name in EVERY if name != "fold_1_scores"]
     message = str(caught.value)
-    assert message.startswith("2 of 3 folds failed: fold_1 ended with exit status 3, see ")
-    assert f"fold_2_scores ended with exit status 3, see {tmp_path}/run/fold_2_scores/log.txt" in message
+    assert message.startswith("2 of 3 folds failed: fold_1 ended with exit status 3 (its error stands above")
+    assert f"its log in {tmp_path}/run/fold_2_scores)" in message
     assert not (tmp_path / "run" / "metrics.json").exists()
     commands.calls, commands.failing = [], set()
     start()  # goes on with what is left, in the folders that are there

@@ -186,7 +186,8 @@ class CrossValidation:
             command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
             done = subprocess.run(command, check=False, pass_fds=(self._lock.fileno(),))  # its output is ours
             if not _is_finished(folder):
-                return f"{folder.name} ended with exit status {done.returncode}, see {folder / 'log.txt'}"
+                status = f"ended with exit status {done.returncode}"
+                return f"{folder.name} {status} (its error stands above, its log in {folder})"
         if (folder / "failed.csv").is_file():
             rows = pd.read_csv(folder / "failed.csv", dtype=str).itertuples(index=False, name=None)
             self.failed += [row for row in rows if row not in self.failed]
