@@ -75,6 +75,7 @@ def test_weights_without_events_have_no_learning_curves(tmp_path):
     section = report_context.learning(tmp_path / "shipped" / "model.pt")
     assert section.text == ["No TensorBoard events lie beside the weights of shipped."]
     assert not section.pictures
+    assert report_context.learning([tmp_path / "shipped" / "checkpoints" / "3.pt"]).text == section.text
     assert "no single training" in report_context.learning(["a/model.pt", "b/model.pt"]).text[0]
 
 
