@@ -64,7 +64,7 @@ def learning(weights: str | Path | Sequence[str | Path] | None) -> Section:
     """Loss and validation score of the training that made the weights, from TensorBoard's files beside them.
 
     Args:
-        weights: path of the weights or of a checkpoint; several (an ensemble) or ``None`` (results from tables) show none.
+        weights: path of the weights or a checkpoint; several (an ensemble) or ``None`` (results from tables) show none.
     """
     section = Section("learning", "Learning curves")
     if isinstance(weights, (list, tuple)) and len(weights) == 1:
