@@ -1,10 +1,11 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Run folders of evaluations as `PredictionWriter` leaves them, from drawn labels and probabilities."""
+"""Run folders of evaluations as `PredictionWriter` leaves them, from drawn numbers; and a reader of the page."""
 
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,40 @@ def volumes(patients: list[str]) -> SlabDataset:
     items = [{"image": f"{p}/{k}", "patient_id": p, "series_id": str(k)} for p in patients for k in range(2)]
     affine = torch.diag(torch.tensor([2.0, 2.0, 5.0, 1.0]))
     return SlabDataset(items, Compose([Lambda(lambda item: {**item, "image": MetaTensor(volume, affine=affine)})]))
+
+
+class Page(HTMLParser):
+    """Tables by caption, attributes and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self._tags: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self._tags.append(tag)
+        if tag == "tr":
+            self._row: list[str] = []
+        if tag in ("td", "th"):
+            self._row.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._tags:
+            while self._tags.pop() != tag:
+                pass
+        if tag == "tr":
+            self.tables[self._caption].append(self._row)
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._tags:
+            return
+        self.text += data
+        if self._tags and self._tags[-1] == "caption":
+            self._caption = data
+            self.tables.setdefault(data, [])
+        elif {"td", "th"} & set(self._tags):
+            self._row[-1] += data

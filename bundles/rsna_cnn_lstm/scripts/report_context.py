@@ -64,13 +64,16 @@ def learning(weights: str | Path | Sequence[str | Path] | None) -> Section:
     """Loss and validation score of the training that made the weights, from TensorBoard's files beside them.
 
     Args:
-        weights: path of the weights; several (an ensemble) or ``None`` (results from tables) show none.
+        weights: path of the weights or a checkpoint; several (an ensemble) or ``None`` (results from tables) show none.
     """
     section = Section("learning", "Learning curves")
+    if isinstance(weights, (list, tuple)) and len(weights) == 1:
+        weights = weights[0]
     if not isinstance(weights, (str, Path)):
         section.text.append("These results are not those of one weights file: there is no single training to show.")
         return section
     folder = Path(weights).absolute().parent
+    folder = folder.parent if folder.name == "checkpoints" else folder
     scalars = read_scalars(folder / "tensorboard")
     epochs = by_epoch(scalars)
     if epochs.empty:
