@@ -19,10 +19,9 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from workflow.privacy import pseudonym
-
 from .dicom_pixels import missing_pixels
 from .errors import DAMAGED, SeriesError
+from .pseudonym import pseudonym
 
 __all__ = ["SliceHeader", "list_reasons", "read_series"]
 

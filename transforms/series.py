@@ -35,7 +35,7 @@ class LoadSeries(Transform):
         eight_bit_window: HU window (low, high) that 8-bit NIfTI files hold as 0..255, whatever type they are stored in;
             they are mapped back to HU linearly. None refuses such files.
         series_uid: SeriesInstanceUID of the series to take where a folder holds several, or the name that the message
-            about them gives it (`workflow.privacy.pseudonym` of the UID).
+            about them gives it (`transforms.pseudonym.pseudonym` of the UID).
         resample: put a DICOM series with a tilted gantry or uneven steps on a regular grid along the axes of the body,
             by linear interpolation, instead of refusing it. Missing slices are refused all the same.
 

@@ -3,14 +3,12 @@
 """What identifies a patient stays out of logs, and out of result files on request.
 
 DICOM UIDs name one examination of one person to whoever holds the archive. Logs are pasted into issues and mails, so no
-UID enters one: `RedactUIDs` puts a pseudonym in its place, the same that result files and error messages use. The
-pseudonym is a hash without a secret: it cannot be read, but who has the UID can make it, which is how a site finds its
-own series again.
+UID enters one: `RedactUIDs` puts a pseudonym in its place (`transforms.pseudonym`), the same that result files and
+error messages use.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -18,16 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from transforms.pseudonym import pseudonym
+
 __all__ = ["RedactUIDs", "anonymous_path", "anonymous_text", "pseudonym", "redact", "redacted_logs"]
 
 # roots of DICOM UIDs (PS3.5, 9.1): digits and dots, first arc 0 to 2; six arcs or more, so that no version, address or
 # decimal number is taken for one
 _UID = re.compile(r"(?<![\w.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?!\d)")
-
-
-def pseudonym(name: str) -> str:
-    """12 hexadecimal digits for an identifier: the same for the same text, in every run and on every machine."""
-    return hashlib.sha256(name.encode("utf-8")).hexdigest()[:12]
 
 
 def redact(text: str) -> str:

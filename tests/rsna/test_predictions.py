@@ -191,6 +191,7 @@ def test_calibration_is_applied_to_series_and_recorded(tmp_path):
     expected = Calibration.from_file(file, TABLE).apply(_expected_series(items))
     series = pd.read_csv(out / "series_predictions.csv", dtype={"patient_id": str})
     pd.testing.assert_frame_equal(series.drop(columns="json_file"), expected, check_dtype=False)
+    pd.testing.assert_frame_equal(writer.series, expected, check_dtype=False)  # what evidence and DICOM SR quote
     patients = pd.read_csv(out / "predictions.csv", dtype={"patient_id": str})
     pd.testing.assert_frame_equal(patients, combine_series(expected, TABLE), check_dtype=False)
     assert json.loads((out / "calibration.json").read_text()) == json.loads(file.read_text())
@@ -230,6 +231,8 @@ def test_anonymised_results_are_the_same_under_pseudonyms(tmp_path):
     figures = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("plain", "hidden")]
     assert figures[0]["score"]["value"] == pytest.approx(figures[1]["score"]["value"])
     of_series = pd.read_csv(tmp_path / "hidden/series_predictions.csv", dtype=str).set_index("json_file")
+    # files of other handlers are numbered by it
+    assert [pseudonym(name) for name in writer.series["series_id"]] == of_series["series_id"].tolist()
     labels = {pseudonym(item["series_id"]): item["label"] for item in items}
     for file, row in of_series.iterrows():
         content = json.loads((tmp_path / "hidden" / file).read_text())

@@ -35,6 +35,7 @@ from .datalist import datalist_solution
 from .fold_file import FoldFile
 from .labels import LabelTable
 from .metrics import evaluate_patients
+from .report import write_report
 from .score import combine_series, frequency_baseline
 
 __all__ = ["CrossValidation", "CrossValidationError"]
@@ -62,6 +63,7 @@ class CrossValidation:
         labels: the label table.
         combine: series to patient, see `combine_series`.
         n_resamples: bootstrap resamples of the intervals. seed: of the bootstrap.
+        report: write ``report.html`` of the pooled predictions, see `scripts.report`.
 
     Attributes:
         failed: (path, reason) of the series that the folds left out.
@@ -78,10 +80,12 @@ class CrossValidation:
         combine: str = "max",
         n_resamples: int = 1000,
         seed: int = 0,
+        report: bool = True,
     ) -> None:
         self.folder, self.configs = Path(folder), Path(bundle_root).expanduser() / "configs"
         self.folds, self.folds_file, self.labels = folds, folds_file, labels
         self.combine, self.n_resamples, self.seed = combine, n_resamples, seed
+        self.report = report
         self.failed: list[tuple[str, str]] = []
 
     def run(self) -> None:
@@ -221,6 +225,8 @@ class CrossValidation:
         for name, frame in (("series_predictions", pooled), ("predictions", patients), ("solution", solution)):
             write_atomically(self.folder / f"{name}.csv", frame.to_csv(index=False))
         write_atomically(self.folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        if self.report:
+            write_report(self.folder, self.labels, dataset_dir=self.folds.dataset_dir)
         score = metrics["score"]
         interval = f"{score['low']:.4f} to {score['high']:.4f}" if score["low"] is not None else "undefined"
         logger.info("pooled score of %d patients, each by the model that did not see them: %.4f (95 %% interval %s), "

@@ -132,14 +132,18 @@ class PredictionWriter:
             self.logger.error("none of the series could be read: no predictions are written")
             return
         series, labels = self.predictions.gather()
+        if self.calibration is not None:
+            series = self.calibration.apply(series)
+        if self.anonymise:  # the order of the ids would tell them apart
+            order = np.lexsort([series[key].map(pseudonym).to_numpy(str) for key in ("series_id", "patient_id")])
+            series, labels = series.iloc[order].reset_index(drop=True), labels[order]
         self.series = series
         if idist.get_rank() != self.save_rank:
             return
         series = with_series_table(series, self.datalist)
         if self.anonymise:
-            series, labels = _anonymised(series, labels)
+            series = series.assign(**{key: series[key].map(pseudonym) for key in ("patient_id", "series_id")})
         if self.calibration is not None:
-            series = self.calibration.apply(series)
             content = json.dumps(self.calibration.to_dict(), indent=2) + "\n"
             write_atomically(self.output_dir / "calibration.json", content)
         patients = combine_series(series, self.table, self.combine)
@@ -200,10 +204,3 @@ class PredictionWriter:
         self.metrics = {**figures, "calibration": None if self.calibration is None else self.calibration.method}
         write_atomically(self.output_dir / "solution.csv", solution.to_csv(index=False))
         write_atomically(self.output_dir / "metrics.json", json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
-
-
-def _anonymised(series: pd.DataFrame, labels: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
-    """Pseudonyms for ids, and the order of the pseudonyms: that of the ids would tell them apart."""
-    ids = ["patient_id", "series_id"]
-    hidden = series.assign(**{key: series[key].map(pseudonym) for key in ids}).sort_values(ids)
-    return hidden.reset_index(drop=True), labels[hidden.index.to_numpy()]
