@@ -280,7 +280,7 @@ def test_pretraining_leaves_out_validation_and_test_patients(run_bundle, phantom
         1,
     )
     assert "finished" in done.stdout
-    prepared = {json.loads(path.read_text())["source"] for path in (tmp_path / "cache").glob("*/*.json")}
+    prepared = {json.loads(path.read_text())["source"] for path in (tmp_path / "cache").glob("[0-9a-f][0-9a-f]/*.json")}
     seen = {Path(source).parent.name for source in prepared}
     assert seen == {p for p, part in zip(patients, parts, strict=True) if part != "test"}
 
