@@ -18,6 +18,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from demo.dataset import Options, write_dataset
+from demo.faults import sow
+
 RSNA = "rsna_cnn_lstm"
 SMALL = (
     "--backbone_name", "test_efficientnet", "--device", "cpu", "--num_workers", 0, "--volume_size", "[40,40,8]",
@@ -30,8 +33,8 @@ RESULTS = ("predictions.csv", "series_predictions.csv", "solution.csv", "metrics
 def arguments(phantoms: Path, out: Path, cache: Path) -> tuple[object, ...]:
     return (
         "--dataset_dir", phantoms, "--output_root", out, "--run_name", "cv", "--cache_dir", cache, *SMALL,
-        "--num_folds", 3, "--max_epochs", 2, "--n_resamples", 50, "--weighted_sampling", True,
-        "--train#trainer#accumulation_steps", 2,
+        "--num_folds", 5, "--max_epochs", 2, "--batch_size", 16, "--n_resamples", 50, "--weighted_sampling", True,
+        "--train#trainer#accumulation_steps", 2, "--skip_failed", True,
     )  # fmt: skip
 
 
@@ -48,13 +51,26 @@ def kill_when(command: list[str], cwd: Path, reached: Callable[[], bool], log: P
         process.wait()
 
 
+@pytest.fixture
+def sown(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
+    """A synthetic tree of 330 patients with faults of every kind in 5 % of the series, and what was sown."""
+    tree = tmp_path / "rsna"
+    write_dataset(tree, patients=330, seed=3, options=Options(size=64, slices=16), workers=2, progress=False)
+    return tree, sow(tree, 0.05, seed=3)
+
+
 @pytest.mark.slow
-def test_killed_and_started_again_it_ends_with_the_same_numbers(root, run_bundle, phantoms, tmp_path):
+def test_killed_and_started_again_it_ends_with_the_same_numbers(root, run_bundle, sown, tmp_path):
     bundle, cache = root / "bundles" / RSNA, tmp_path / "cache"
+    phantoms, faults = sown
+    harmful = set(faults.loc[faults["harmful"] == 1, "series_id"])
+    usable = {path.parent.name for path in (phantoms / "train_images").glob("*/*") if path.name not in harmful}
     whole, parts = tmp_path / "whole" / "cv", tmp_path / "parts" / "cv"
-    done = run_bundle(RSNA, *arguments(phantoms, tmp_path / "whole", cache), configs=CONFIGS, cwd=root)
-    assert "pooled score of 24 patients" in done.stdout
-    assert "fold 2 (3 of 3)" in done.stdout
+    done = run_bundle(RSNA, *arguments(phantoms, tmp_path / "whole", cache), configs=CONFIGS, cwd=root, check=False)
+    assert done.returncode == 1  # for the series that were left out
+    assert {Path(image).name for image in pd.read_csv(whole / "failed.csv")["image"]} == harmful
+    assert f"pooled score of {len(usable)} patients" in done.stdout
+    assert "fold 4 (5 of 5)" in done.stdout
     again = [str(word) for word in (*arguments(phantoms, tmp_path / "parts", cache), "--resume", "latest")]
     configs = str([f"configs/{name}" for name in CONFIGS])
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", configs]
@@ -62,7 +78,7 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(root, run_bundle
     first = [word for word in again if word not in ("--resume", "latest")]
     checkpoints = parts / "fold_1" / "checkpoints"
     kill_when([*command, *first], bundle, lambda: any(checkpoints.glob("checkpoint_*.pt")), tmp_path / "log.txt")
-    assert json.loads((parts / "fold_0" / "run.json").read_text())["result"] == "completed"
+    assert json.loads((parts / "fold_0" / "run.json").read_text())["result"].startswith("completed")
     assert not (parts / "predictions.csv").exists()
     # as if a second time between the start of an evaluation and its end, and before the first checkpoint of a fold
     state = json.loads((parts / "fold_0_scores" / "run.json").read_text())
@@ -70,15 +86,15 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(root, run_bundle
     (parts / "fold_0_scores" / "predictions.csv").unlink()
     (parts / "fold_2").mkdir()
     shutil.copy(parts / "fold_1" / "config.json", parts / "fold_2" / "config.json")
-    done = subprocess.run([*command, *again], cwd=bundle, capture_output=True, text=True, check=True, timeout=600)
+    done = subprocess.run([*command, *again], cwd=bundle, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1, done.stderr[-2000:]
     started = re.findall(r"run folder: (.*)", done.stdout)
     assert [Path(line).name for line in started] == [
         "cv",
         "fold_0_scores",
         "fold_1",
         "fold_1_scores",
-        "fold_2",
-        "fold_2_scores",
+        *(f"fold_{k}{part}" for k in (2, 3, 4) for part in ("", "_scores")),
     ]  # fold_0 was finished
     assert f"resumed from {checkpoints}" in done.stdout
     assert f"no checkpoint in {parts / 'fold_2' / 'checkpoints'} yet" in done.stdout
