@@ -136,12 +136,19 @@ class WeightsSaver:
         module: what to save; wrappers (DDP, compile) are taken off by passing the plain module.
         metric: name of the evaluator's metric.
         greater_is_better: direction of `metric`.
+        best: False writes at each validation, so that the last one stays.
     """
 
     def __init__(
-        self, path: str, module: nn.Module, *, metric: str | None = None, greater_is_better: bool = True
+        self,
+        path: str,
+        module: nn.Module,
+        *,
+        metric: str | None = None,
+        greater_is_better: bool = True,
+        best: bool = True,
     ) -> None:
-        self.path, self.module, self.metric = Path(path), module, metric
+        self.path, self.module, self.metric = Path(path), module, metric if best else None
         self.sign = 1.0 if greater_is_better else -1.0
         self.best = -math.inf
 

@@ -20,9 +20,11 @@ from transforms.pseudonym import pseudonym
 
 __all__ = ["RedactUIDs", "anonymous_path", "anonymous_text", "pseudonym", "redact", "redacted_logs"]
 
-# roots of DICOM UIDs (PS3.5, 9.1): digits and dots, first arc 0 to 2; six arcs or more, so that no version, address or
-# decimal number is taken for one
-_UID = re.compile(r"(?<![\w.])[0-2](?:\.(?:0|[1-9]\d*)){5,}(?!\d)")
+# DICOM UIDs (PS3.5, 9.1): digits and dots, first arc 0 to 2; six arcs or more, so that no version, address or decimal
+# number is taken for one, or 2.25 and a UUID as an integer (PS3.5, B.2). Letters may stand right before, as in
+# CT.1.2.840..., and an arc may begin with a zero, as some devices write it.
+_UID = re.compile(r"(?<!\d)(?<!\d\.)(?:[0-2](?:\.\d+){5,}|2\.25\.\d{10,39})(?!\d)")
+_HIDDEN = re.compile(r"[0-9a-f]{12}/[0-9a-f]{12}")
 
 
 def redact(text: str) -> str:
@@ -31,7 +33,12 @@ def redact(text: str) -> str:
 
 
 def anonymous_path(path: str | os.PathLike[str]) -> str:
-    """``<pseudonym>/<pseudonym>`` of the last two names, in an RSNA tree those of the patient and of the series."""
+    """``<pseudonym>/<pseudonym>`` of the last two names, in an RSNA tree those of the patient and of the series.
+
+    One that it gave before (as in a fold's ``failed.csv``) stays.
+    """
+    if _HIDDEN.fullmatch(os.fspath(path)):
+        return os.fspath(path)
     return "/".join(pseudonym(name) for name in Path(path).absolute().parts[-2:])
 
 

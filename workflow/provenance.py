@@ -3,7 +3,8 @@
 """Weights meet the input that they were trained on, or the run says so before it reads a series.
 
 Tensors of the right shapes load whatever the window or the number of slices: the result would be confidently wrong. A
-run leaves its ``config.json`` beside ``model.pt``, so that the two can be compared.
+run leaves its ``config.json`` beside ``model.pt``, so that the two can be compared, and the pseudonyms of its training
+patients, so that a score is never one of patients that the weights have seen.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ConfigMismatch", "check_training_config"]
+from .privacy import pseudonym
+from .run import write_atomically
+
+__all__ = ["ConfigMismatch", "SeenPatients", "check_training_config", "check_unseen_patients", "record_patients"]
 
 logger = logging.getLogger(__name__)
+
+PATIENTS = "training_patients.json"
+
+
+class SeenPatients(ValueError):
+    """Patients to be scored were in the training of the weights."""
 
 
 class ConfigMismatch(ValueError):
@@ -58,9 +68,52 @@ def check_training_config(
         )
 
 
+def record_patients(folder: str | os.PathLike[str], items: Iterable[Mapping[str, Any]], write: bool = True) -> None:
+    """Leave the pseudonyms of the training patients beside the weights; `write` is False in all processes but one."""
+    if write:
+        names = sorted({pseudonym(str(item["patient_id"])) for item in items})
+        write_atomically(Path(folder) / PATIENTS, json.dumps(names, indent=0) + "\n")
+
+
+def check_unseen_patients(
+    weights: str | os.PathLike[str] | Sequence[str] | None, items: Sequence[Mapping[str, Any]], allow: bool = False
+) -> None:
+    """Hold the patients to be scored against those that each weights file was trained on.
+
+    Args:
+        weights: as in `check_training_config`; weights without a list of patients beside them cannot be checked.
+        items: the series to be scored, with ``patient_id``.
+        allow: log the overlap instead of refusing.
+
+    Raises:
+        SeenPatients: saying how many, of which weights.
+    """
+    patients = {str(item["patient_id"]) for item in items}
+    problems = []
+    for path in [weights] if isinstance(weights, str | os.PathLike) else weights or ():
+        file = _run_folder(Path(path)) / PATIENTS
+        if not file.is_file():
+            logger.info("%s: no list of training patients beside it, seen patients cannot be told", path)
+            continue
+        trained = set(json.loads(file.read_text(encoding="utf-8")))
+        seen = sum(pseudonym(patient) in trained for patient in patients)
+        if seen:
+            problems.append(f"{path} was trained on {seen} of the {len(patients)} patients to be scored")
+    if problems and allow:
+        logger.warning("%s (allowed): the figures are no estimate for new patients", "; ".join(problems))
+    elif problems:
+        raise SeenPatients(
+            f"{'; '.join(problems)}: give the fold, folds_file and split_seed of the training (for an ensemble of folds"
+            " --part test), or --allow_seen_patients True if it is meant"
+        )
+
+
+def _run_folder(weights: Path) -> Path:
+    return weights.parent.parent if weights.parent.name == "checkpoints" else weights.parent
+
+
 def _training_config(path: Path) -> dict[str, Any] | None:
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    file = folder / "config.json"
+    file = _run_folder(path) / "config.json"
     if not file.is_file():
         return None
     try:

@@ -269,7 +269,7 @@ def check_results(bundle: str, output: Path) -> None:
         assert len(pd.read_csv(pooled / "predictions.csv")) == len(pd.read_csv(output / "folds.csv"))
         assert json.loads((pooled / "metrics.json").read_text(encoding="utf-8"))["score"]["low"] is not None
         assert (output / "inference" / "series" / "000001.json").is_file()
-        assert len(pd.read_csv(output / "calibration" / "before_after.csv")) == 7
+        assert len(pd.read_csv(output / "calibration" / "before_after.csv")) == 8
         assert json.loads((output / "ensemble" / "series" / "000001.json").read_text())["calibration"] == "temperature"
         for name in ("evidence/000001.png", "evidence/000001.json", "sr/000001.dcm"):
             assert (output / "evidence" / name).is_file()

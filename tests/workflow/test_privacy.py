@@ -23,8 +23,14 @@ def test_every_uid_is_replaced_by_its_pseudonym(arcs, first):
     assert redact(f"{uid}.dcm") == f"uid-{pseudonym(uid)}.dcm"
 
 
+@pytest.mark.parametrize("before", ["", "/", "CT.", "SER_", "CT", "(", "uid="])
+def test_whatever_stands_before_it(before):
+    for uid in (generate_uid(), generate_uid(prefix=None)):  # the latter is 2.25 and a UUID
+        assert redact(f"{before}{uid}.dcm") == f"{before}uid-{pseudonym(uid)}.dcm"
+
+
 @pytest.mark.parametrize(
-    "text", ["torch 2.15.0", "127.0.0.1:8080", "spacing 0.70.5", "3.14159", "1.2.3.4.5", "a1.2.3.4.5.6"]
+    "text", ["torch 2.15.0", "127.0.0.1:8080", "spacing 0.70.5", "3.14159", "1.2.3.4.5", "1.2.25.1234567890"]
 )
 def test_other_numbers_stay(text):
     assert redact(text) == text
@@ -84,3 +90,9 @@ def test_paths_become_pseudonyms_of_patient_and_series():
     assert anonymous_path(path) == name
     text = f"SeriesError: {path}/{other}.dcm: expected a CT image"
     assert anonymous_text(text, path) == f"SeriesError: {name}/uid-{pseudonym(other)}.dcm: expected a CT image"
+
+
+def test_a_path_is_hidden_once(tmp_path):
+    hidden = anonymous_path(tmp_path / "123" / "456")
+    assert hidden == f"{pseudonym('123')}/{pseudonym('456')}"
+    assert anonymous_path(hidden) == hidden

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from workflow.provenance import ConfigMismatch, check_training_config
+from workflow.provenance import (
+    ConfigMismatch,
+    SeenPatients,
+    check_training_config,
+    check_unseen_patients,
+    record_patients,
+)
 
 SETTINGS = {"window": (-175, 250), "num_slices": 48, "backbone_kwargs": {"a": [1]}, "groups": None}
 
@@ -61,3 +67,28 @@ def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigMismatch, match=r"config\.json: expected the JSON config of a training"):
         check_training_config(tmp_path / "model.pt", SETTINGS)
+
+
+ITEMS = [{"patient_id": name} for name in ("10", "11", "11", "12")]
+
+
+@pytest.mark.parametrize("name", ["model.pt", "checkpoints/checkpoint_4.pt"])
+def test_patients_of_the_training_are_not_scored(tmp_path, name, caplog):
+    record_patients(tmp_path, ITEMS)
+    assert "11" not in json.loads((tmp_path / "training_patients.json").read_text())
+    check_unseen_patients(tmp_path / name, [{"patient_id": "13"}])
+    scored = [{"patient_id": "13"}, {"patient_id": "11"}, {"patient_id": "11"}]
+    with pytest.raises(SeenPatients, match=rf"{name} was trained on 1 of the 2 patients to be scored"):
+        check_unseen_patients([str(tmp_path / name)], scored)
+    with caplog.at_level(logging.WARNING):
+        check_unseen_patients(str(tmp_path / name), scored, allow=True)
+    assert "no estimate for new patients" in caplog.text
+
+
+def test_without_a_list_of_patients_nothing_can_be_told(tmp_path, caplog):
+    record_patients(tmp_path, ITEMS, write=False)
+    assert not list(tmp_path.iterdir())
+    check_unseen_patients(None, ITEMS)
+    with caplog.at_level(logging.INFO):
+        check_unseen_patients(tmp_path / "model.pt", ITEMS)
+    assert "seen patients cannot be told" in caplog.text

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from scipy.optimize import minimize
 from workflow.folds import make_folds
 from workflow.run import write_atomically
 
-from .calibration import METHODS, Calibration, GroupCalibration
+from .calibration import METHODS, WEIGHTINGS, Calibration, GroupCalibration
 from .labels import MISSING, LabelGroup, LabelTable, first_few
 from .metrics import evaluate_patients
 from .score import combine_group, combine_series, group_probabilities, rsna_score
@@ -36,11 +37,16 @@ LIMIT = float(np.log(20.0))  # temperatures and factors stay within 1/20 and 20
 
 
 def fit_calibration(
-    series: pd.DataFrame, solution: pd.DataFrame, table: LabelTable, method: str = "temperature", combine: str = "max"
+    series: pd.DataFrame,
+    solution: pd.DataFrame,
+    table: LabelTable,
+    method: str = "temperature",
+    combine: str = "max",
+    weighting: str = "none",
 ) -> Calibration:
-    """The parameters that minimise each group's term of the score, after series are combined to patients.
+    """The parameters that minimise each group's log loss, after series are combined to patients.
 
-    To the weighted sum of the log losses half the squared logarithm of each parameter is added (a standard normal
+    To the sum of the log losses half the squared logarithm of each parameter is added (a standard normal
     prior): it means nothing to hundreds of patients and keeps a handful from extremes, as do the bounds 1/20 and 20.
     A class that no patient has keeps the factor 1; a group with one class alone stays as it is and says so.
 
@@ -50,24 +56,46 @@ def fit_calibration(
         table: groups and score weights.
         method: ``"temperature"`` (one a group), ``"factor"`` (one an injured class) or ``"vector"`` (both).
         combine: ``"max"`` or ``"mean"``.
+        weighting: ``"none"``: probabilities then mean what they say. ``"score"`` weighs patients as the score does: the
+            score gains most, and injuries are overstated.
 
     Raises:
-        ValueError: an unknown method, or frames as `rsna_score` refuses them.
+        ValueError: an unknown method or weighting, or frames as `rsna_score` refuses them.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    for name, value, known in (("method", method, METHODS), ("weighting", weighting, WEIGHTINGS)):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     rsna_score(solution, combine_series(series, table, combine), table)  # checks both frames
     truth = pd.Series(range(len(solution)), index=solution["patient_id"].astype(str))
     patients = truth.loc[series["patient_id"].astype(str)].to_numpy()
     columns = zip(
         table.groups, table.class_indices(solution).T, group_probabilities(series, table, "predictions"), strict=True
     )
-    groups = {group.name: _fit_group(group, true, part, patients, method, combine) for group, true, part in columns}
-    return Calibration(table, method, combine, groups)
+    weights = {group.name: group.score_weights for group in _target(table, weighting).groups}
+    groups = {
+        group.name: _fit_group(group, weights[group.name], true, part, patients, method, combine)
+        for group, true, part in columns
+    }
+    return Calibration(table, method, combine, groups, weighting)
+
+
+def _target(table: LabelTable, weighting: str) -> LabelTable:
+    """The table whose score is what the fit is for."""
+    if weighting == "score":
+        return table
+    plain = [replace(g, classes=tuple(replace(c, score_weight=1.0) for c in g.classes)) for g in table.groups]
+    injury = table.any_injury and replace(table.any_injury, healthy_weight=1.0, injury_weight=1.0)
+    return replace(table, groups=tuple(plain), any_injury=injury)
 
 
 def _fit_group(
-    group: LabelGroup, true: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, method: str, combine: str
+    group: LabelGroup,
+    class_weights: Sequence[float],
+    true: np.ndarray,
+    probabilities: np.ndarray,
+    patients: np.ndarray,
+    method: str,
+    combine: str,
 ) -> GroupCalibration:
     """`true` [M] of patients, `probabilities` [N, C] of series, `patients` [N]."""
     counts = np.bincount(true[true != MISSING], minlength=len(group.classes))
@@ -81,7 +109,7 @@ def _fit_group(
     free[0] = method in ("temperature", "vector")
     free[1:] = (counts[1:] > 0) & (method in ("factor", "vector"))
     known = true != MISSING
-    weights = np.asarray(group.score_weights)[true[known]]
+    weights = np.asarray(class_weights)[true[known]]
     eps = np.finfo(np.float64).eps  # where scikit-learn clips
 
     def parameters(logs: np.ndarray) -> GroupCalibration:
@@ -113,6 +141,7 @@ def cross_fit(
     table: LabelTable,
     method: str = "temperature",
     combine: str = "max",
+    weighting: str = "none",
     num_folds: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -127,7 +156,9 @@ def cross_fit(
     of_series, of_patient = fold.loc[ids].to_numpy(), fold.loc[solution["patient_id"].astype(str)].to_numpy()
     parts = []
     for number in range(num_folds):
-        fitted = fit_calibration(series[of_series != number], solution[of_patient != number], table, method, combine)
+        fitted = fit_calibration(
+            series[of_series != number], solution[of_patient != number], table, method, combine, weighting
+        )
         parts.append(fitted.apply(series[of_series == number]))
     return pd.concat(parts).sort_index()
 
@@ -188,7 +219,7 @@ class Calibrator:
         output_dir: folder of the run.
         labels: the label table.
         predictions, solution: see `read_predictions`.
-        method, combine: see `fit_calibration`.
+        method, combine, weighting: see `fit_calibration`.
         num_folds, seed: of the cross-fit.
         n_resamples: bootstrap resamples of the interval of the gain.
     """
@@ -201,19 +232,20 @@ class Calibrator:
         solution: str | None = None,
         method: str = "temperature",
         combine: str = "max",
+        weighting: str = "none",
         num_folds: int = 5,
         seed: int = 0,
         n_resamples: int = 1000,
     ) -> None:
         self.output_dir, self.table = Path(output_dir), labels
         self.predictions, self.solution = predictions, solution
-        self.method, self.combine = method, combine
+        self.method, self.combine, self.weighting = method, combine, weighting
         self.num_folds, self.seed, self.n_resamples = num_folds, seed, n_resamples
 
     def run(self) -> Calibration:
         """Does it all. Raises ValueError as the functions of this module."""
         series, solution = read_predictions(self.predictions, self.solution)
-        options = (self.table, self.method, self.combine)
+        options = (self.table, self.method, self.combine, self.weighting)
         fitted = fit_calibration(series, solution, *options)
         held_out = cross_fit(series, solution, *options, self.num_folds, self.seed)
         frames = {"before": series, "after": fitted.apply(series), "cross_fitted": held_out}
@@ -221,12 +253,24 @@ class Calibrator:
         figures = pd.DataFrame(
             {name: rsna_score(solution, part, self.table) for name, part in patients.items()}, dtype=float
         )
+        plain = _target(self.table, "none")
+        figures.loc["unweighted"] = [rsna_score(solution, part, plain)["score"] for part in patients.values()]
         figures.index.name = "figure"
         gain = evaluate_patients(
-            solution, patients["cross_fitted"], self.table, self.n_resamples, self.seed, baseline=patients["before"]
+            solution,
+            patients["cross_fitted"],
+            _target(self.table, self.weighting),
+            self.n_resamples,
+            self.seed,
+            baseline=patients["before"],
         )["baseline"]["score_difference"]
         write_atomically(self.output_dir / "before_after.csv", figures.to_csv())
-        content = {**fitted.to_dict(), "fitted_to": self._source(len(solution), len(series)), "score": _scores(figures)}
+        content = {
+            **fitted.to_dict(),
+            "fitted_to": self._source(len(solution), len(series)),
+            "score": _scores(figures, "score"),
+        }
+        content["unweighted"] = _scores(figures, "unweighted")
         content["cross_fitted_minus_before"] = gain
         write_atomically(self.output_dir / "calibration.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
         logger.info("score before and after calibration, lower is better\n%s", figures.round(4).to_string())
@@ -238,5 +282,5 @@ class Calibrator:
                 "num_folds": self.num_folds, "seed": self.seed}  # fmt: skip
 
 
-def _scores(figures: pd.DataFrame) -> dict[str, float]:
-    return {name: float(value) for name, value in figures.loc["score"].items()}
+def _scores(figures: pd.DataFrame, figure: str) -> dict[str, float]:
+    return {name: float(value) for name, value in figures.loc[figure].items()}

@@ -25,9 +25,12 @@ import pandas as pd
 from .labels import LabelTable, first_few
 from .score import group_probabilities
 
-__all__ = ["METHODS", "Calibration", "GroupCalibration"]
+__all__ = ["METHODS", "WEIGHTINGS", "Calibration", "GroupCalibration"]
 
 METHODS = ("temperature", "factor", "vector")
+# what is fitted: the plain log loss, so that a probability means what it says, or the weighted one of the score, which
+# wants injuries overstated by about their weights
+WEIGHTINGS = ("none", "score")
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,14 @@ class Calibration:
         method: one of `METHODS`.
         combine: how series became patients when they were fitted, ``"max"`` or ``"mean"``.
         groups: name -> parameters.
+        weighting: one of `WEIGHTINGS`: what they were fitted for.
     """
 
     table: LabelTable
     method: str
     combine: str
     groups: Mapping[str, GroupCalibration]
+    weighting: str = "none"
 
     def apply(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A copy of the frame with calibrated class columns. Raises ValueError as `group_probabilities`."""
@@ -87,7 +92,7 @@ class Calibration:
             }
             for group in self.table.groups
         }
-        return {"method": self.method, "combine": self.combine, "groups": groups}
+        return {"method": self.method, "weighting": self.weighting, "combine": self.combine, "groups": groups}
 
     @classmethod
     def from_file(cls, path: str | Path, table: LabelTable) -> Calibration:
@@ -102,6 +107,7 @@ class Calibration:
             raise ValueError(f"calibration {path}: expected a calibration.json, got {error}") from error
         try:
             found, method, combine = content["groups"], str(content["method"]), str(content["combine"])
+            weighting = str(content["weighting"])
             groups = {name: _group(name, part) for name, part in found.items()}
             fitted_for = [(name, list(part["classes"]), list(part["score_weights"])) for name, part in found.items()]
         except (KeyError, TypeError, AttributeError) as error:
@@ -115,7 +121,7 @@ class Calibration:
                 f"calibration {path}: fitted for {', '.join(found)}, the label table has {', '.join(table.group_names)}"
                 f"; differing (group, classes, score weights): {first_few(differing)}"
             )
-        return cls(table, method, combine, groups)
+        return cls(table, method, combine, groups, weighting)
 
 
 def _group(name: str, content: Mapping[str, Any]) -> GroupCalibration:
