@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from bundles.rsna_cnn_lstm.scripts.calibrate import Calibrator, cross_fit, fit_calibration, read_predictions
-from bundles.rsna_cnn_lstm.scripts.calibration import METHODS, Calibration, GroupCalibration
+from bundles.rsna_cnn_lstm.scripts.calibration import METHODS, WEIGHTINGS, Calibration, GroupCalibration
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.score import combine_series, rsna_score
 
@@ -43,21 +44,37 @@ def calibration(temperature: float = 1.0, factor: float = 1.0, method: str = "ve
     return Calibration(TABLE, method, "max", groups)
 
 
-def simulated(n: int, temperature: float, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def simulated(n: int, temperature: float, seed: int = 0, weighting: str = "score") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Patients whose classes are drawn as their true probabilities say; what is predicted is off by a temperature."""
     rng = np.random.default_rng(seed)
     true, predicted = np.zeros((n, len(TABLE.groups)), dtype=int), np.zeros((n, len(COLUMNS)))
     for number, (group, part) in enumerate(zip(TABLE.groups, TABLE.column_slices.values(), strict=True)):
-        # the score's optimum is the class-weighted probability, so that is what a perfect model would say
+        # the score's optimum is the class-weighted probability, so that is what a perfect model for it would say
         logits = rng.normal(size=(n, len(group.classes))) * 1.5
         weighted = np.exp(logits)
-        plain = weighted / np.asarray(group.score_weights)
+        plain = weighted / np.asarray(group.score_weights if weighting == "score" else 1.0)
         plain /= plain.sum(axis=1, keepdims=True)
         true[:, number] = (plain.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
         predicted[:, part] = np.exp(logits * temperature)
     solution = pd.DataFrame(TABLE.one_hot(true), columns=COLUMNS)
     solution.insert(0, "patient_id", [f"p{row}" for row in range(n)])
     return frame(predicted), solution
+
+
+def fitted_for(weighting: str) -> LabelTable:
+    """The table by whose score a calibration of this weighting is judged."""
+    if weighting == "score":
+        return TABLE
+    groups = [
+        {"name": group.name, "classes": [{"name": item.name} for item in group.classes]} for group in TABLE.groups
+    ]
+    return LabelTable.from_dict({
+        "groups": groups, "any_injury": {"name": "any_injury", "healthy_weight": 1, "injury_weight": 1},
+    })  # fmt: skip
+
+
+def content_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "calibration.json").read_text(encoding="utf-8"))
 
 
 @settings(deadline=None, max_examples=40)
@@ -95,26 +112,40 @@ def test_temperature_keeps_the_order_of_patients_and_of_classes(values, temperat
         assert (np.diff(np.take_along_axis(after, order, axis=1), axis=1) >= -1e-15).all()
 
 
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("temperature", [0.5, 2.5])
-def test_fit_recovers_the_temperature(temperature):
-    series, solution = simulated(4000, temperature)
-    fitted = fit_calibration(series, solution, TABLE, "temperature")
+def test_fit_recovers_the_temperature(temperature, weighting):
+    series, solution = simulated(4000, temperature, weighting=weighting)
+    fitted = fit_calibration(series, solution, TABLE, "temperature", weighting=weighting)
     assert {part.factors for part in fitted.groups.values()} == {(1.0, 1.0), (1.0, 1.0, 1.0)}
     found = [fitted.groups[name].temperature for name in TABLE.group_names]
     np.testing.assert_allclose(found, temperature, rtol=0.12)
-    before = rsna_score(solution, series, TABLE)
-    after = rsna_score(solution, fitted.apply(series), TABLE)
+    target = fitted_for(weighting)
+    before = rsna_score(solution, series, target)
+    after = rsna_score(solution, fitted.apply(series), target)
     assert all(after[name] < before[name] for name in TABLE.group_names)
+
+
+@pytest.mark.parametrize(("weighting", "overstated"), [("none", False), ("score", True)])
+def test_unweighted_probabilities_mean_what_they_say(weighting, overstated):
+    """Predictions that are right already stay so; fitted to the weighted score they overstate injuries."""
+    series, solution = simulated(3000, 1.0, weighting="none")
+    fitted = fit_calibration(series, solution, TABLE, "factor", weighting=weighting).apply(series)
+    healthy = [column for column in COLUMNS if column.endswith("_healthy")]
+    ratio = (1 - fitted[healthy]).mean() / (1 - solution[healthy]).mean()
+    assert (ratio > 1.1).all() if overstated else ((ratio > 0.95) & (ratio < 1.05)).all(), ratio
 
 
 def test_fit_recovers_factors():
     series, solution = simulated(4000, 1.0)
     wrong = calibration(factor=0.2).apply(series)
-    fitted = fit_calibration(wrong, solution, TABLE, "factor")
+    fitted = fit_calibration(wrong, solution, TABLE, "factor", weighting="score")
     for part in fitted.groups.values():
         assert part.temperature == 1
         np.testing.assert_allclose(part.factors[1:], 5, rtol=0.25)
-    vector = fit_calibration(calibration(temperature=0.5, factor=0.2).apply(series), solution, TABLE, "vector")
+    vector = fit_calibration(
+        calibration(temperature=0.5, factor=0.2).apply(series), solution, TABLE, "vector", weighting="score"
+    )
     found = [vector.groups[name].temperature for name in TABLE.group_names]
     np.testing.assert_allclose(found, 2, rtol=0.2)
 
@@ -124,7 +155,7 @@ def test_fit_minimises_the_patients_term_whatever_the_series():
     series, solution = simulated(600, 2.0)
     second = simulated(600, 1.5, seed=1)[0].assign(series_id=[f"t{k}" for k in range(600)])
     both = pd.concat([series, second], ignore_index=True)
-    fitted = fit_calibration(both, solution, TABLE, "temperature")
+    fitted = fit_calibration(both, solution, TABLE, "temperature", weighting="score")
     term = lambda c: rsna_score(solution, combine_series(c.apply(both), TABLE), TABLE)["spleen"]  # noqa: E731
     at = fitted.groups["spleen"]
     for factor in (0.8, 0.9, 1.1, 1.25):
@@ -134,7 +165,7 @@ def test_fit_minimises_the_patients_term_whatever_the_series():
 
 def test_calibrated_predictions_stay_as_they_are():
     series, solution = simulated(4000, 1.0)
-    fitted = fit_calibration(series, solution, TABLE, "vector")
+    fitted = fit_calibration(series, solution, TABLE, "vector", weighting="score")
     for part in fitted.groups.values():
         np.testing.assert_allclose([part.temperature, *part.factors], 1, rtol=0.15)
 
@@ -198,8 +229,8 @@ def test_cross_fit_uses_the_other_patients_alone():
 
 def test_cross_fitted_gain_is_smaller_where_there_is_nothing_to_gain():
     series, solution = simulated(40, 1.0, seed=4)
-    fitted = fit_calibration(series, solution, TABLE, "vector").apply(series)
-    held_out = cross_fit(series, solution, TABLE, "vector")
+    fitted = fit_calibration(series, solution, TABLE, "vector", weighting="score").apply(series)
+    held_out = cross_fit(series, solution, TABLE, "vector", weighting="score")
     scores = [rsna_score(solution, part, TABLE)["score"] for part in (fitted, series, held_out)]
     assert scores[0] < scores[1]
     assert scores[0] < scores[2]
@@ -217,14 +248,24 @@ def test_the_run_writes_parameters_and_an_honest_comparison(tmp_path, caplog):
     series, solution = simulated(200, 2.0)
     parts = [run_folder(tmp_path / str(k), series[k::2], solution[k::2]) for k in (0, 1)]
     with caplog.at_level(logging.INFO):
-        fitted = Calibrator(tmp_path / "out", TABLE, [str(part) for part in parts], n_resamples=100).run()
+        fitted = Calibrator(
+            tmp_path / "out", TABLE, [str(part) for part in parts], weighting="score", n_resamples=100
+        ).run()
     figures = pd.read_csv(tmp_path / "out" / "before_after.csv", index_col="figure")
     assert list(figures.columns) == ["before", "after", "cross_fitted"]
-    assert list(figures.index) == [*TABLE.group_names, "any_injury", "score"]
+    assert list(figures.index) == [*TABLE.group_names, "any_injury", "score", "unweighted"]
+    plain = rsna_score(solution, series, fitted_for("none"))["score"]
+    assert (
+        figures.loc["unweighted", "before"]
+        == pytest.approx(plain)
+        == pytest.approx(content_of(tmp_path)["unweighted"]["before"])
+    )
+    figures = figures.drop("unweighted")
     assert figures["before"].to_dict() == pytest.approx(rsna_score(solution, series, TABLE))
     assert figures["after"].to_dict() == pytest.approx(rsna_score(solution, fitted.apply(series), TABLE))
     assert figures.loc["score", "after"] < figures.loc["score", "cross_fitted"] < figures.loc["score", "before"]
-    content = json.loads((tmp_path / "out" / "calibration.json").read_text(encoding="utf-8"))
+    content = content_of(tmp_path)
+    assert content["weighting"] == "score"
     gain = content["cross_fitted_minus_before"]
     assert gain["value"] == pytest.approx(figures.loc["score", "cross_fitted"] - figures.loc["score", "before"])
     assert gain["low"] < gain["value"] < gain["high"] < 0
