@@ -31,7 +31,7 @@ test: lint
 ## every test, and the coverage of what both bundles run
 test-all: lint
 	$(PY) -m coverage erase
-	$(PY) -m pytest --cov --cov-report=term:skip-covered
+	$(PY) -m pytest --durations=30 --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

@@ -34,7 +34,7 @@ def arguments(phantoms: Path, out: Path, cache: Path) -> tuple[object, ...]:
     return (
         "--dataset_dir", phantoms, "--output_root", out, "--run_name", "cv", "--cache_dir", cache, *SMALL,
         "--num_folds", 5, "--max_epochs", 2, "--batch_size", 16, "--n_resamples", 50, "--weighted_sampling", True,
-        "--train#trainer#accumulation_steps", 2, "--skip_failed", True,
+        "--train#trainer#accumulation_steps", 2, "--skip_failed", True, "--report", False,
     )  # fmt: skip
 
 
