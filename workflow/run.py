@@ -168,7 +168,7 @@ class RunFolder:
             logger.info("run folder: %s", self.path)
 
     def finish(self, failed: Sequence[tuple[str, str]] = (), main_process: bool = True) -> None:
-        """Complete the manifest; list the series that failed in ``failed.csv``.
+        """List the series that failed in ``failed.csv``, then complete the manifest.
 
         Args:
             failed: (path, reason) of each series that was left out.
@@ -176,15 +176,16 @@ class RunFolder:
         Raises:
             SystemExit: with status 1 if any failed, so that a script or scheduler notices.
         """
-        if main_process:
-            self._write_manifest(result=f"completed, {len(failed)} series failed" if failed else "completed")
-            logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
-        if failed and main_process:
+        if failed and main_process:  # before the manifest: a run that says it is completed has all its files
             named = failed
             if self.anonymise:
                 named = [(anonymous_path(path), anonymous_text(reason, path)) for path, reason in failed]
-            pd.DataFrame(named, columns=["image", "reason"]).to_csv(self.path / "failed.csv", index=False)
+            table = pd.DataFrame(named, columns=["image", "reason"])
+            write_atomically(self.path / "failed.csv", table.to_csv(index=False))
             logger.error("%d series failed, listed in %s", len(failed), self.path / "failed.csv")
+        if main_process:
+            self._write_manifest(result=f"completed, {len(failed)} series failed" if failed else "completed")
+            logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
         self._until_finish.close()  # the next run of this process has a log of its own
         if failed:
             raise SystemExit(1)
