@@ -21,11 +21,11 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import torch
@@ -34,7 +34,7 @@ from monai.utils import set_determinism
 from .guard import running_config
 from .privacy import anonymous_path, anonymous_text, redact, redacted_logs
 
-__all__ = ["RunFolder", "select_device", "use_amp", "write_atomically"]
+__all__ = ["RunFolder", "select_device", "use_amp", "whole_file", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,24 @@ def use_amp(amp: bool | None, device: torch.device) -> bool:
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file (text as UTF-8) under a temporary name and rename it, so that a reader never sees half of it."""
+    with whole_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write to that has its name when all of it is on the disk; nothing is left of one that is not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # a cache may serve several users
+            os.replace(file.name, path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:

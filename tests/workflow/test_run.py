@@ -235,6 +235,7 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="killed"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]  # nothing temporary stays
 
 
 def test_bytes_are_written_as_they_are(tmp_path):
