@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = (
     "image", "patient_id", "series_id", "usable", "reason", "note", "label", "columns", "rows", "slices",
-    "spacing_x_mm", "spacing_y_mm", "spacing_z_mm", "extent_z_mm", "slice_thickness_mm", "orientation", "entry", "body_part",
-    "hu_min", "hu_max", "skipped_files", "dropped_duplicates", "resampled",
+    "spacing_x_mm", "spacing_y_mm", "spacing_z_mm", "extent_z_mm", "slice_thickness_mm", "orientation", "entry",
+    "body_part", "hu_min", "hu_max", "skipped_files", "dropped_duplicates", "resampled",
 )  # fmt: skip
 DESCRIPTION_TAGS = [
     "SOPClassUID", "ImageType", "SliceThickness", "BodyPartExamined", "PatientPosition", "ImageOrientationPatient",
