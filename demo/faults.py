@@ -213,6 +213,7 @@ HARMFUL: dict[str, Callable[[Slices], None]] = {
     "multi-frame": lambda files: _edit(files, _set(SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=2)),
     "one slice": _one_slice,
     "0-byte files": _empty_files,
+    "0-byte first slice": lambda files: os.truncate(files[0], 0),
     "absurd rows": lambda files: _edit(files, _set(Rows=60000)),
     "no position": lambda files: _edit([_middle(files)], _set(ImagePositionPatient=None)),
     "several frames of reference": _several_frames_of_reference,

@@ -29,6 +29,7 @@ CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTI
 # Defined terms of Rescale Type (DICOM PS3.3 C.11.1.1.2) that are other quantities than HU, such as spectral CT maps.
 # HU, US (unspecified), none and free text ("Houndsfield Unit" occurs) are taken as HU, which the CT IOD implies.
 NOT_HU = {"OD", "HU_MOD", "MGML", "PCT", "Z_EFF", "ED", "EDW", "IR", "IU"}
+DICOM_NAMES = (".dcm", ".dicom")
 COLOUR = ("RGB", "YBR", "PALETTE", "HSV", "ARGB", "CMYK", "XYB")
 # Only these are parsed: it is faster, and no name, identifier or date of a patient is ever in memory.
 HEADER_TAGS = [
@@ -71,15 +72,19 @@ def list_reasons(skipped: Counter[str], form: str = "{}") -> str:
 def read_series(path: Path, series_uid: str | None) -> tuple[list[SliceHeader], Counter[str]]:
     """Headers of the one CT series in a folder (in no order), and how many files were skipped for which reason.
 
-    A file instead of a folder chooses its own series out of its folder. A file that is no DICOM, no CT image, a
-    localizer or a colour capture is skipped and counted; several series are refused unless `series_uid`, a UID or its
-    pseudonym, picks one.
+    A file instead of a folder chooses its own series out of its folder. A file that is no DICOM (and not named like
+    one), no CT image, a localizer or a colour capture is skipped and counted; several series are refused unless
+    `series_uid`, a UID or its pseudonym, picks one.
     """
     folder = path if path.is_dir() else path.parent
     skipped: Counter[str] = Counter()
     series: dict[str, list[tuple[Path, pydicom.Dataset]]] = {}
     for file in sorted(p for p in folder.iterdir() if p.is_file()):
         dataset = _read_header(file)
+        if dataset is None and file.suffix.lower() in DICOM_NAMES and not file.name.startswith("."):
+            # a download that was interrupted: skipped at either end of a series, a slice would be lost without a gap
+            found = "0 bytes" if file.stat().st_size == 0 else "none"
+            raise SeriesError(f"{file}: expected a DICOM file, found {found}: is it damaged?")
         reason = "not DICOM" if dataset is None else _not_a_ct_slice(file, dataset)
         if reason:
             skipped[reason] += 1

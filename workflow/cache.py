@@ -5,8 +5,8 @@
 A slab is a slice-major ``.npy`` ([Z, C, X, Y], memory-mapped when read, so that only the slices which a step needs are
 touched) beside a small ``.json`` with its affine, source and where the source's slices lay. Its name is a hash of the
 source (path, sizes, times), of every parameter of the preparation and of `VERSION`, so a changed window never meets an
-old slab. Files are written under a temporary name and renamed; a damaged one is made again; several processes may
-prepare at once.
+old slab. Files are written under a temporary name and renamed; a damaged one is made again, bits that changed on the
+disk included, which a checksum in the ``.json`` tells; several processes may prepare at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from .run import write_atomically
+from .index import NIFTI
+from .run import whole_file, write_atomically
 
 __all__ = ["SlabCache", "cached_items", "describe", "slab_bytes"]
 
@@ -75,9 +76,14 @@ def _stat(path: Path) -> list[Any]:
 
 
 def fingerprint(source: str | os.PathLike[str]) -> list[Any]:
-    """Path, sizes and times of a file, or of all files of a folder."""
+    """Path, sizes and times of a NIfTI file, or of all files of a folder; a DICOM file stands for the series around it,
+    so all files of its folder count."""
     path = Path(source).absolute()
-    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if entry.is_file())
+    if path.is_file() and path.name.lower().endswith(NIFTI):
+        files = [path]
+    else:
+        folder = path.parent if path.is_file() else path
+        files = sorted(entry for entry in folder.iterdir() if entry.is_file())
     return [str(path), [_stat(file) for file in files]]
 
 
@@ -108,11 +114,12 @@ class SlabCache:
         name = hashlib.sha256((self._description + json.dumps(source)).encode()).hexdigest()[:32]
         return self.folder / name[:2] / name
 
-    def load(self, item: dict[str, Any], path: Path | None = None) -> MetaTensor:
+    def load(self, item: dict[str, Any], path: Path | None = None, *, verify: bool = False) -> MetaTensor:
         """The prepared volume of an item, [C, X, Y, Z] over slice-major memory.
 
         Args:
             path: what `path_of` said of the item before; None asks it.
+            verify: read all of a slab and compare its checksum; done once a run.
 
         Raises:
             whatever `prepare` raises, such as SeriesError.
@@ -120,7 +127,7 @@ class SlabCache:
         path = self.path_of(item) if path is None else path
         if path is not None:
             try:
-                return self._read(path)
+                return self._read(path, verify)
             except FileNotFoundError:
                 pass
             except (ValueError, EOFError, KeyError, OSError) as error:
@@ -131,12 +138,15 @@ class SlabCache:
         return volume
 
     @staticmethod
-    def _read(path: Path) -> MetaTensor:
+    def _read(path: Path, verify: bool) -> MetaTensor:
         # copy-on-write: torch wants a writable array, and nothing that it writes may reach the file
         slab = np.load(path.with_suffix(".npy"), mmap_mode="c", allow_pickle=False)
         meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if list(slab.shape) != meta["shape"]:
             raise ValueError(f"expected shape {meta['shape']}, found {list(slab.shape)}")
+        checksum = meta["crc32"]
+        if verify and zlib.crc32(np.ascontiguousarray(slab)) != checksum:
+            raise ValueError("its checksum is wrong")
         volume = torch.from_numpy(slab).permute(1, 2, 3, 0)
         affine = torch.tensor(meta["affine"], dtype=torch.float64)
         return MetaTensor(
@@ -149,16 +159,14 @@ class SlabCache:
         slab = np.ascontiguousarray(volume.as_tensor().permute(3, 0, 1, 2).numpy())
         meta = {
             "shape": list(slab.shape),
+            "crc32": zlib.crc32(slab),
             "affine": volume.affine.tolist(),
             "source": str(item[self.key]),
             "source_slices": volume.meta.get("source_slices", "[]"),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path.with_suffix(".json"), json.dumps(meta))
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with whole_file(path.with_suffix(".npy")) as file:  # last: a slab that is there is whole
             np.save(file, slab, allow_pickle=False)
-        os.chmod(file.name, 0o644)  # as the .json: a cache may serve several users
-        os.replace(file.name, path.with_suffix(".npy"))  # last: a slab that is there is whole
 
 
 def slab_bytes(path: Path | None) -> int:

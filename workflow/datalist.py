@@ -10,10 +10,9 @@ labelled data, ``label``. Patients, never series, are divided between training a
 from __future__ import annotations
 
 import fnmatch
-import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sklearn.model_selection import GroupShuffleSplit
 
 from .errors import DatalistError
 from .index import walk
+from .sections import PARTS, read_json, read_section
 from .table import ParserOf, is_table, load_table
 
 __all__ = [
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 RSNA_IMAGES = ("train_images", "test_images")
 RSNA_MASKS = "segmentations"
-PARTS = ("training", "validation", "test")
 ALL = "all"  # what is prepared ahead or checked
 
 
@@ -112,13 +111,6 @@ def _series_paths(top: Path, cache_dir: str | os.PathLike[str] | None) -> Iterat
             yield here
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: no JSON, or no UTF-8
-        raise DatalistError(f"datalist {path}: not readable as JSON: {error}") from error
-
-
 def load_datalist(
     path: str | os.PathLike[str],
     dataset_dir: str | os.PathLike[str] | None,
@@ -135,35 +127,14 @@ def load_datalist(
         labels: what a CSV's further columns mean.
 
     Raises:
-        DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing.
+        DatalistError: if the file, the section, an ``image`` entry or a file that it names is missing, or an image or
+            patient is in two sections.
     """
     path = Path(path).expanduser()
     if is_table(path):
         return load_table(path, dataset_dir, _series_below, labels)
-    content = _read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get(section), list):
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise DatalistError(f"datalist {path}: expected a list under {section!r}, found {found}")
     base = Path(dataset_dir).expanduser() if dataset_dir is not None else path.parent
-    items = []
-    for number, entry in enumerate(content[section]):
-        entry = {"image": entry} if isinstance(entry, str) else dict(entry)
-        if not isinstance(entry.get("image"), str):
-            raise DatalistError(f"datalist {path}: {section}[{number}] has no path under 'image'")
-        image = base / entry["image"]
-        if not image.exists():
-            raise DatalistError(f"datalist {path}: {section}[{number}] names {image}, which does not exist")
-        if entry.get("mask"):
-            entry["mask"] = str(base / entry["mask"])
-            if not Path(entry["mask"]).exists():
-                raise DatalistError(
-                    f"datalist {path}: {section}[{number}] names the mask {entry['mask']}, which does not exist"
-                )
-        name = str(entry.get("series_id", entry["image"]))
-        items.append(
-            {**entry, "image": str(image), "patient_id": str(entry.get("patient_id", name)), "series_id": name}
-        )
-    return items
+    return read_section(path, base, section)
 
 
 def load_sections(
@@ -172,7 +143,7 @@ def load_sections(
     """The series of all sections of a datalist; see `load_datalist`."""
     if is_table(path):
         return load_datalist(path, dataset_dir, "training", labels)
-    content = _read_json(Path(path).expanduser())
+    content = read_json(Path(path).expanduser())
     sections = [part for part in PARTS if isinstance(content, dict) and part in content] or ["training"]
     return [item for section in sections for item in load_datalist(path, dataset_dir, section, labels)]
 
@@ -225,12 +196,23 @@ def _by_fold(items: list[dict], part: str, path: Path, fold: int) -> list[dict]:
         raise DatalistError(f"folds_file {path}: has no fold {fold}, only {sorted(set(of_patient.values()))}")
     if not any(item["patient_id"] in of_patient for item in items):
         logger.warning("folds_file %s: names none of the patients of these %d series", path, len(items))
+    else:
+        _warn_of_absent(path, of_patient, fold, {item["patient_id"] for item in items})
     # a patient that the file does not name is unlabelled: it may train, and is nowhere else
     wanted = {"validation": {str(fold)}, "test": {"test"}}
     if part == "training":
         held_out = wanted["validation"] | wanted["test"]
         return [item for item in items if of_patient.get(item["patient_id"], "") not in held_out]
     return [item for item in items if of_patient.get(item["patient_id"], "") in wanted[part]]
+
+
+def _warn_of_absent(path: Path, of_patient: Mapping[str, str], fold: int, patients: Set[str]) -> None:
+    """Say which of the patients held out are not among the series: ids that are written in two ways look like that."""
+    held_out = [patient for patient, name in of_patient.items() if name in (str(fold), "test")]
+    absent = [patient for patient in held_out if patient not in patients]
+    if absent and len(absent) < len(held_out):
+        logger.warning("folds_file %s: %d of %d patients of fold %d and test are not among the series: %s",
+                       path, len(absent), len(held_out), fold, absent[:5])  # fmt: skip
 
 
 def _by_fraction(items: list[dict], part: str, val_fraction: float, seed: int) -> list[dict]:
@@ -254,7 +236,7 @@ def has_own_parts(datalist: str | os.PathLike[str], part: str, folds_file: str |
     """
     if is_table(datalist):
         return False
-    sections = _read_json(Path(datalist).expanduser())
+    sections = read_json(Path(datalist).expanduser())
     own = "validation" in sections or (part != "training" and part in sections)
     if own and folds_file is not None:
         raise DatalistError(f"datalist {datalist}: has its own parts {sorted(sections)}, and folds_file is given too")

@@ -5,6 +5,7 @@ and after a resume."""
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from .errors import root_cause
 __all__ = ["EpochSampler", "PreparationError", "SeriesDataset", "SlabDataset", "collate_plain"]
 
 logger = logging.getLogger(__name__)
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PreparationError(ValueError):
@@ -145,7 +148,7 @@ class SlabDataset(Dataset):
         """Prepare every series ahead, in parallel with a progress bar, and deal with those that fail.
 
         Raises:
-            PreparationError: listing every series that failed and why, unless `skip_failed`.
+            PreparationError: listing every series that failed and why, unless `skip_failed`. OSError: the disk is full.
         """
         self.prepare_each()
         if not self.failed:
@@ -219,8 +222,10 @@ class _Preparation(Dataset):
         try:
             slab = self.cache.path_of(self.data[index])
             was_there = slab_bytes(slab) > 0
-            self.cache.load(self.data[index], slab)
+            self.cache.load(self.data[index], slab, verify=True)
         except (RuntimeError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise  # no fault of this series, and the next ones would fail too
             return root_cause(error), None, False
         return "", slab, was_there
 

@@ -4,7 +4,7 @@
 
 The index is a ``.json`` below ``<cache_dir>/index/``. A folder whose time of change is that of the index is not listed
 again; adding, removing or renaming an entry changes that time. What no folder's time tells, and the index not either,
-is a file without extension that is overwritten in place by one of another kind.
+is a file not named .dcm that is overwritten in place by one of another kind.
 """
 
 from __future__ import annotations
@@ -27,9 +27,14 @@ __all__ = ["Folder", "index_file", "walk"]
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 NIFTI = (".nii", ".nii.gz")
 DICOM = (".dcm", ".dicom")
+# what is not opened to see whether it is DICOM; any other ending may be (.IMA, .img, none, the last number of a UID)
+NOT_DICOM = (
+    ".nii", ".gz", ".txt", ".csv", ".json", ".png", ".jpg", ".jpeg", ".xml", ".pdf", ".md", ".yaml", ".yml", ".zip",
+    ".parquet", ".npy", ".pt",
+)  # fmt: skip
 # A folder that changed within this time before it was listed is listed again the next time: file systems tick in steps
 # of milliseconds up to two seconds, and a second change within the same tick would leave its time as it was.
 RACY_NS = 2_000_000_000
@@ -93,17 +98,14 @@ def _list(path: str, name: str, mtime_ns: int) -> Folder:
             elif entry.is_file():
                 files.append(entry.name)
     nifti = sorted(file for file in files if file.lower().endswith(NIFTI))
-    dicom = any(_is_dicom_file(Path(path, file)) for file in files if not file.lower().endswith(NIFTI))
+    named = any(file.lower().endswith(DICOM) for file in files)
+    dicom = named or any(_is_dicom_file(Path(path, file)) for file in files)
     return Folder(name, mtime_ns, sorted(subfolders), nifti, bool(files), dicom)
 
 
 def _is_dicom_file(path: Path) -> bool:
-    if path.suffix.lower() in DICOM:
-        return True
-    # PACS exports often have no extension, or are named by a UID, whose last number looks like one: then the file's own
-    # mark decides
-    named_by_uid = path.suffix[1:].isdigit()
-    return (path.suffix == "" or named_by_uid) and path.name != "DICOMDIR" and is_dicom(path)
+    """By the file's own mark: exports of scanners and PACS often have another extension, or none."""
+    return path.suffix.lower() not in NOT_DICOM and path.name != "DICOMDIR" and is_dicom(path)
 
 
 def _checksum(folders: Any) -> int:

@@ -21,11 +21,11 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import torch
@@ -34,7 +34,7 @@ from monai.utils import set_determinism
 from .guard import running_config
 from .privacy import anonymous_path, anonymous_text, redact, redacted_logs
 
-__all__ = ["RunFolder", "select_device", "use_amp", "write_atomically"]
+__all__ = ["RunFolder", "select_device", "use_amp", "whole_file", "write_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,24 @@ def use_amp(amp: bool | None, device: torch.device) -> bool:
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file (text as UTF-8) under a temporary name and rename it, so that a reader never sees half of it."""
+    with whole_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file to write to that has its name when all of it is on the disk; nothing is left of one that is not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)  # a cache may serve several users
+            os.replace(file.name, path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
 
 def _versions() -> dict[str, str]:
@@ -168,7 +180,7 @@ class RunFolder:
             logger.info("run folder: %s", self.path)
 
     def finish(self, failed: Sequence[tuple[str, str]] = (), main_process: bool = True) -> None:
-        """Complete the manifest; list the series that failed in ``failed.csv``.
+        """List the series that failed in ``failed.csv``, then complete the manifest.
 
         Args:
             failed: (path, reason) of each series that was left out.
@@ -176,15 +188,16 @@ class RunFolder:
         Raises:
             SystemExit: with status 1 if any failed, so that a script or scheduler notices.
         """
-        if main_process:
-            self._write_manifest(result=f"completed, {len(failed)} series failed" if failed else "completed")
-            logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
-        if failed and main_process:
+        if failed and main_process:  # before the manifest: a run that says it is completed has all its files
             named = failed
             if self.anonymise:
                 named = [(anonymous_path(path), anonymous_text(reason, path)) for path, reason in failed]
-            pd.DataFrame(named, columns=["image", "reason"]).to_csv(self.path / "failed.csv", index=False)
+            table = pd.DataFrame(named, columns=["image", "reason"])
+            write_atomically(self.path / "failed.csv", table.to_csv(index=False))
             logger.error("%d series failed, listed in %s", len(failed), self.path / "failed.csv")
+        if main_process:
+            self._write_manifest(result=f"completed, {len(failed)} series failed" if failed else "completed")
+            logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
         self._until_finish.close()  # the next run of this process has a log of its own
         if failed:
             raise SystemExit(1)

@@ -22,7 +22,7 @@ __all__ = ["CellError", "ParserOf", "is_table", "load_table"]
 
 logger = logging.getLogger(__name__)
 
-OWN_COLUMNS = ("image", "patient_id", "series_id")
+OWN_COLUMNS = ("image", "patient_id", "series_id", "mask")
 LISTED = 100  # bad cells that a message lists; it counts them all
 
 Row = Mapping[str, str]
@@ -53,13 +53,13 @@ def load_table(
 
     Args:
         path: the CSV (UTF-8, commas). ``patient_id`` and ``series_id`` are optional columns or cells; without them the
-            folders of an RSNA tree or the path name both.
+            folders of an RSNA tree or the path name both. ``mask`` is the path of a series' organs, found as ``image``.
         dataset_dir: see above; None for beside the CSV alone.
         series_below: (path, its name) -> items of the series there.
         labels: what the other columns mean; None reads none of them.
 
     Returns:
-        Items with ``image``, ``patient_id``, ``series_id`` and what `labels` adds.
+        Items with ``image``, ``patient_id``, ``series_id``, ``mask`` where one is named, and what `labels` adds.
 
     Raises:
         DatalistError: listing row number (as a spreadsheet counts, the header is 1), column and value of every bad
@@ -125,16 +125,25 @@ def _series(
 ) -> list[dict[str, str]]:
     """The items of a row without its labels."""
     name, patient, series = row["image"], row.get("patient_id", ""), row.get("series_id", "")
-    path = next((base / name for base in bases if name and (base / name).exists()), None)
-    if path is None:
-        raise CellError(("image", name, f"a path below {' or '.join(map(str, bases))}"))
+    path = _existing("image", name, bases)
     items = series_below(path, name)
     if not items:
         raise CellError(("image", name, f"a NIfTI file or a folder with DICOM series; {path} holds none"))
     if series and len(items) > 1:
         raise CellError(("series_id", series, f"a blank: the folder holds {len(items)} series"))
     given = {key: value for key, value in (("patient_id", patient), ("series_id", series)) if value}
+    if row.get("mask"):
+        if len(items) > 1:
+            raise CellError(("mask", row["mask"], f"a blank: the folder holds {len(items)} series"))
+        given["mask"] = str(_existing("mask", row["mask"], bases))
     return [{**item, **given} for item in items]
+
+
+def _existing(column: str, name: str, bases: Sequence[Path]) -> Path:
+    path = next((base / name for base in bases if name and (base / name).exists()), None)
+    if path is None:
+        raise CellError((column, name, f"a path below {' or '.join(map(str, bases))}"))
+    return path
 
 
 def _once(row: Row, series: Sequence[Row], seen: dict[tuple[str, ...], int], number: int) -> None:

@@ -295,7 +295,16 @@ def test_inference_and_training_agree_on_what_shapes_the_input(root: Path, bundl
         "finalize",
         "run_folder",
     }
-    assert {"window", "volume_size", "num_slices", "backbone_name", "backbone_kwargs", "pool"} <= shared
+    assert train["prepare"]["transforms"][0]["eight_bit_window"] == "@eight_bit_window"
+    assert {
+        "window",
+        "eight_bit_window",
+        "volume_size",
+        "num_slices",
+        "backbone_name",
+        "backbone_kwargs",
+        "pool",
+    } <= shared
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
 
 

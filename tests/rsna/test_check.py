@@ -9,9 +9,12 @@ import logging
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
+from pydicom.uid import SecondaryCaptureImageStorage
 
 from bundles.rsna_cnn_lstm.scripts.check import DataCheck
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
@@ -198,6 +201,38 @@ def test_full_decodes(tmp_path, data_dir):
     assert series["usable"].tolist() == [1, 0]
     assert series["hu_min"][0] < -900
     assert series["hu_max"][0] > 200
+
+
+def test_full_finds_what_the_crop_of_training_refuses(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, low, high in (("air", -1000, -1000), ("positive", 0, 1060), ("body", -1000, 60)):
+        volume = np.full((40, 40, 8), low, dtype=np.int16)
+        volume[8:32, 8:32] = high
+        nib.save(nib.Nifti1Image(volume, np.diag([2.0, 2.0, 5.0, 1.0])), data / f"{name}.nii.gz")
+    assert check(data, tmp_path / "out")[0]["usable"].tolist() == [1, 1, 1]
+    series = check(data, tmp_path / "full", full=True)[0].set_index("series_id")
+    assert series["usable"].to_dict() == {"air.nii.gz": 0, "body.nii.gz": 1, "positive.nii.gz": 1}
+    assert "expected a body above" in series["reason"]["air.nii.gz"]
+    assert series["hu_max"]["air.nii.gz"] == -1000
+    assert series["note"].dropna().to_dict() == {"positive.nii.gz": "no value below 0"}
+
+
+def test_a_localizer_does_not_describe_the_series(tmp_path, data_dir):
+    folder = shutil.copytree(data_dir / "crlm_ct_1004", tmp_path / "data" / "series")
+    expected = check(tmp_path / "data", tmp_path / "plain")[0].drop(columns="skipped_files")
+    for name, tags in {"0-1.dcm": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+                       "0-2.dcm": {"SOPClassUID": SecondaryCaptureImageStorage}}.items():  # fmt: skip
+        ds = pydicom.dcmread(folder / "1-18.dcm")
+        ds.ImageOrientationPatient, ds.SliceThickness, ds.BodyPartExamined = [1, 0, 0, 0, 0, -1], 777, "SCOUT"
+        for tag, value in tags.items():
+            setattr(ds, tag, value)
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+        ds.save_as(folder / name)
+    found = check(tmp_path / "data", tmp_path / "out")[0]
+    assert found.pop("skipped_files").tolist() == [2]
+    assert expected["orientation"].tolist() == ["axial"]
+    pd.testing.assert_frame_equal(found, expected)
 
 
 def test_own_data_by_a_datalist(tmp_path, data_dir):

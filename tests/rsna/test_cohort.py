@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from bundles.rsna_cnn_lstm.scripts.cohort import labelled_series
+from bundles.rsna_cnn_lstm.scripts.fold_file import FoldFile
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from workflow.datalist import DatalistError, unlabelled_datalist
 from workflow.folds import make_folds, write_folds
@@ -144,6 +146,25 @@ def test_an_unknown_class_is_an_error_that_names_file_series_and_choice(datalist
 def test_single_organ_models_take_their_group_alone(datalist, root):
     liver = LabelTable.from_file(root / "bundles/rsna_cnn_lstm/configs/labels.json", groups=["liver"])
     assert labelled_series(None, liver, str(datalist))[0]["label"].shape == (1,)
+
+
+def test_a_part_of_a_tree_is_used_when_asked(tree, table, root, tmp_path):
+    shutil.rmtree(tree / "train_images" / "003")
+    options = {"part": "all"}
+    with pytest.raises(ValueError, match=r"1 patients with a label but without images: 003 \(--strict False leaves"):
+        labelled_series(str(tree), table, **options)
+    assert len(patients(labelled_series(str(tree), table, strict=False, **options))) == PATIENTS - 1
+    assert patients(labelled_series(str(tree), table, strict=False, strata=table.select(["liver"])))
+    folds = FoldFile(tmp_path / "folds.csv", str(tree), table, strict=False)
+    folds.run()
+    assert len(pd.read_csv(folds.path)) == PATIENTS - 1
+    with pytest.raises(ValueError, match="--strict False"):
+        FoldFile(tmp_path / "other.csv", str(tree), table).run()
+    configs = [json.loads((root / f"bundles/rsna_cnn_lstm/configs/{name}.json").read_text())
+               for name in ("train", "folds", "cross_validate")]  # fmt: skip
+    assert configs[0]["strict"] is configs[1]["strict"] is True
+    readers = [configs[0][part]["dataset"]["data"] for part in ("train", "validate")]
+    assert [reader["strict"] for reader in (*readers, *(config["folds"] for config in configs[1:]))] == ["@strict"] * 4
 
 
 def test_the_folds_do_not_depend_on_the_groups_that_are_trained(tree, table):

@@ -91,7 +91,7 @@ def test_one_error_names_every_problem(tree):
     (tree / "train_images/9/5/1.dcm").unlink()
     (tree / "train_images/55/1").mkdir(parents=True)
     (tree / "train_images/55/1/1.dcm").touch()
-    with pytest.raises(ValueError, match="strict=False") as error:
+    with pytest.raises(ValueError, match="--strict False") as error:
         rsna_datalist(tree, LABELS_FILE)
     message = str(error.value)
     assert str(tree) in message

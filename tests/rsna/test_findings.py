@@ -105,7 +105,7 @@ def datalist(folder: Path, entries: list[dict]) -> str:
     for entry in entries:
         (folder / entry["image"]).touch()
     path = folder / "list.json"
-    path.write_text(json.dumps({"training": entries, "validation": entries[:1]}))
+    path.write_text(json.dumps({"training": entries, "validation": [{"image": "v.nii", "bowel": "healthy"}]}))
     return str(path)
 
 
@@ -170,6 +170,18 @@ def test_masks_are_found_by_the_series_id(tmp_path: Path) -> None:
     assert add_masks(series, "organs", None)[0]["mask"] == ""
     with pytest.raises(ValueError, match="mask_dir: expected a folder of masks, found none at"):
         add_masks(series, "organs", str(tmp_path), str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("series_id", ["{top}/images/1.nii.gz", "../images/1.nii.gz", "../images/1", ".", "here/1"])
+def test_an_image_is_never_its_own_mask(tmp_path: Path, series_id: str) -> None:
+    masks, image = tmp_path / "masks", tmp_path / "images/1.nii.gz"
+    for file in (masks / "1.nii.gz", image):
+        file.parent.mkdir()
+        file.touch()
+    (masks / "here").symlink_to(image.parent)
+    entry = {"image": str(image), "series_id": series_id.format(top=tmp_path)}
+    assert add_masks([entry], "organs", None, str(masks))[0]["mask"] == ""
+    assert add_masks([{**entry, "series_id": "1"}], "organs", None, str(masks))[0]["mask"] == str(masks / "1.nii.gz")
 
 
 def test_every_segmentation_of_the_phantoms_is_an_item_s(phantoms: Path, table: LabelTable) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,47 @@ def test_names_and_flags_say_the_same(classes):
             if found is not None:
                 assert found["label"].tolist() == list(label)
                 assert found["label"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("header", "column", "meant"),
+    [("liver,Bowel", "Bowel", "bowel"), ("bowel,livers", "livers", "liver"), ("Liver", "Liver", "liver"),
+     ("bowel,Liver_healthy", "Liver_healthy", "liver_healthy")],
+)  # fmt: skip
+def test_misspelt_columns_are_refused(tmp_path, header, column, meant):
+    file = own(tmp_path, f"image,{header}", ",".join(["a.nii.gz", "healthy", "healthy"][: header.count(",") + 2]))
+    with pytest.raises(DatalistError, match=f"own.csv: column '{column}' is not read: is '{meant}' meant"):
+        read_cohort(None, TABLE, file)
+
+
+def test_columns_that_are_not_read_are_told_once(tmp_path, caplog):
+    file = own(tmp_path, "image,liver,age,Bowels of the ship", "a.nii.gz,low,40,", "b.nii.gz,healthy,50,")
+    with caplog.at_level(logging.INFO):
+        read_cohort(None, TABLE, file)
+    said = [record.getMessage() for record in caplog.records if "not read" in record.getMessage()]
+    assert said == ["groups with labels: liver; columns that are not read: age, Bowels of the ship"]
+
+
+def test_what_else_is_known_of_a_series(tmp_path):
+    lines = ["image,mask,liver,aortic_hu,incomplete_organ", "a.nii.gz,b.nii.gz,low,210.5,1", "c.nii.gz,,low,,"]
+    file = own(tmp_path, *lines)
+    first, second = read_cohort(None, TABLE, file, crop="organs")
+    assert (first["mask"], second["mask"]) == (str(tmp_path / "b.nii.gz"), "")
+    assert (first["aortic_hu"], first["incomplete_organ"]) == (210.5, 1)
+    assert np.isnan(second["aortic_hu"])
+    assert second["incomplete_organ"] == -1
+    folder = tmp_path / "two"
+    for name in "xy":
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.dcm").touch()
+    file = own(tmp_path, *lines, "d.nii.gz,gone.nii,low,high,2", "two,b.nii.gz,low,1,0.0")
+    with pytest.raises(DatalistError) as caught:
+        read_cohort(None, TABLE, file)
+    listed = [line.split(": ", 1)[0].strip() for line in str(caught.value).splitlines()[1:]]
+    assert listed == ["row 4, column aortic_hu", "row 4, column mask", "row 5, column mask"]
+    file = own(tmp_path, *lines, "d.nii.gz,,low,,2")
+    with pytest.raises(DatalistError, match="row 4, column incomplete_organ: '2', expected 0, 1 or a blank"):
+        read_cohort(None, TABLE, file)
 
 
 def test_missing_groups_are_masked(tmp_path):

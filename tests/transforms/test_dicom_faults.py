@@ -15,7 +15,8 @@ Where each fault that is known from real data is tested (here: `test_refused[...
 | MONOCHROME1, windows | test_dicom.test_presentation_plays_no_part |
 | pixels or header cut off | pixels missing, test_dicom_files.test_truncated_file, ..._header |
 | FrameOfReferenceUID missing | test_frame_of_reference_may_be_missing |
-| no DICOM, 0 bytes, localizer, dose report, capture | test_dicom_files.test_what_is_no_slice_is_skipped_and_counted |
+| 0 bytes or no DICOM by the name of one | test_dicom_files.test_a_slice_that_is_no_dicom_is_refused |
+| no DICOM, localizer, dose report, capture | test_dicom_files.test_what_is_no_slice_is_skipped_and_counted |
 | empty folder, subfolders, nothing there | test_dicom_files.test_folder_without_ct |
 | RLE, JPEG lossless, JPEG-LS, JPEG 2000, 12 of 16 bits | test_dicom.test_compressed_syntaxes, test_dcmtk |
 | no decoder | no decoder, test_decoder_not_installed |

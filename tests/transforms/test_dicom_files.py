@@ -100,7 +100,8 @@ def test_what_is_no_slice_is_skipped_and_counted(write_series: WriteSeries, capl
     folder = write_series()
     expected = LoadSeries()(folder)
     (folder / "notes.txt").write_text("not DICOM")
-    (folder / "empty.dcm").touch()
+    (folder / "empty").touch()
+    (folder / "._001.dcm").write_text("a Mac's notes of a file")
     (folder / "nested").mkdir()
     for name, tags in {
         "scout": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
@@ -116,13 +117,25 @@ def test_what_is_no_slice_is_skipped_and_counted(write_series: WriteSeries, capl
     with caplog.at_level(logging.WARNING):
         volume = LoadSeries()(folder)
     assert (volume == expected).all()
-    assert volume.meta["skipped_files"] == 7
-    assert "7 files skipped" in caplog.text
-    for name, reason in {"scout": "a localizer", "report": "Basic Text SR Storage", "empty": "not DICOM"}.items():
+    assert volume.meta["skipped_files"] == 8
+    assert "8 files skipped" in caplog.text
+    for name, reason in {"scout": "a localizer", "report": "Basic Text SR Storage"}.items():
         with pytest.raises(
             SeriesError, match=f"{name}.dcm: expected a CT image or a NIfTI file, found one that is {reason}"
         ):
             LoadSeries()(folder / f"{name}.dcm")
+    with pytest.raises(SeriesError, match="empty: expected a CT image or a NIfTI file, found one that is not DICOM"):
+        LoadSeries()(folder / "empty")
+
+
+@pytest.mark.parametrize(("name", "content", "found"), [("000.dcm", b"", "0 bytes"), ("005.dcm", b"<html>", "none"),
+                                                        ("more.DICOM", b"", "0 bytes")])  # fmt: skip
+def test_a_slice_that_is_no_dicom_is_refused(write_series: WriteSeries, name: str, content: bytes, found: str) -> None:
+    """At either end of a series no gap would show that it is missing."""
+    folder = write_series()
+    (folder / name).write_bytes(content)
+    with pytest.raises(SeriesError, match=f"{name}: expected a DICOM file, found {found}"):
+        LoadSeries()(folder)
 
 
 def test_folder_without_ct(tmp_path: Path) -> None:

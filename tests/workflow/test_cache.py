@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import logging
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from transforms import CropBodyd, CropSeriesd, LoadSeriesd
 from workflow.cache import SlabCache, cached_items, describe
+from workflow.dataset import SlabDataset
 
 
 class Counting:
@@ -145,6 +147,56 @@ def test_a_damaged_slab_is_made_again(cache, item, damage, caplog):
     assert ("damaged slab" in caplog.text) == (damage != "no json")
     cache.load(item)
     assert len(calls) == 2  # repaired
+
+
+@pytest.mark.parametrize("damage", ["bit", "no checksum"])
+def test_a_bit_that_changed_on_the_disk_is_found_by_the_preparation(cache, item, damage, caplog):
+    before = cache.load(item).as_tensor().clone()
+    path = cache.path_of(item)
+    if damage == "bit":
+        content = bytearray(path.with_suffix(".npy").read_bytes())
+        content[-5] ^= 4
+        path.with_suffix(".npy").write_bytes(content)
+        assert not torch.equal(cache.load(item).as_tensor(), before)  # steps do not look
+    else:
+        meta = json.loads(path.with_suffix(".json").read_text())
+        del meta["crc32"]
+        path.with_suffix(".json").write_text(json.dumps(meta))
+    dataset = SlabDataset([item], Compose([Counting()]), cache_dir=str(cache.folder))
+    with caplog.at_level(logging.WARNING):
+        dataset.prepare_all()
+    assert "damaged slab" in caplog.text
+    assert len(calls) == 2
+    assert torch.equal(cache.load(item).as_tensor(), before)
+    dataset.prepare_all()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_is_an_error_of_the_run(cache, item, monkeypatch, workers):
+    def full(file: object, *args: object, **options: object) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("workflow.cache.np.save", full)
+    dataset = SlabDataset([item], Compose([Counting()]), cache_dir=str(cache.folder), skip_failed=True,
+                          num_workers=workers)  # fmt: skip
+    with pytest.raises(OSError, match="No space left on device"):
+        dataset.prepare_each()
+    assert dataset.failed == []
+    assert files(cache) == [".json"]  # nothing temporary stays
+
+
+def test_a_file_of_a_series_stands_for_its_folder(tmp_path):
+    for name in ("1.dcm", "2.dcm", "a.nii.gz", "b.nii"):
+        (tmp_path / name).write_text("a")
+    cache = SlabCache(Compose([]), tmp_path / "cache")
+    before = {name: cache.path_of({"image": str(tmp_path / name)}) for name in ("1.dcm", "2.dcm", "a.nii.gz")}
+    assert len(set(before.values())) == 3
+    (tmp_path / "2.dcm").write_text("ab")
+    (tmp_path / "b.nii").write_text("ab")
+    changed = {name for name, path in before.items() if cache.path_of({"image": str(tmp_path / name)}) != path}
+    assert changed == {"1.dcm", "2.dcm"}
 
 
 def test_no_cache_prepares_each_time(item):

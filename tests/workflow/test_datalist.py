@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workflow.datalist import PARTS, DatalistError, find_series, load_datalist, select_part, unlabelled_datalist
+from workflow.datalist import DatalistError, find_series, load_datalist, load_sections, select_part, unlabelled_datalist
+from workflow.sections import PARTS
 
 DICOM = b"\x00" * 128 + b"DICM" + b"\x00" * 8  # the mark that every DICOM file has
 
@@ -35,6 +36,10 @@ def mixed(tmp_path) -> Path:
     touch(top / "pacs/8/DICOMDIR", DICOM)
     touch(top / "pacs/9/1.2.840.10008.5", DICOM)  # named by its UID
     touch(top / "pacs/10/README", b"plain text")
+    touch(top / "scanner/1/b.IMA", DICOM)
+    touch(top / "scanner/1/a.protocol", b"plain text")
+    touch(top / "scanner/2/a.img", DICOM)
+    touch(top / "scanner/3/a.hdr", b"no image")
     touch(top / "pacs/11/1.5", b"no image")
     touch(top / "pacs/12/DICOMDIR", DICOM)  # an index alone is no series
     touch(top / "capitals/X.DCM")
@@ -54,6 +59,7 @@ def test_every_series_of_a_mixed_tree_is_found_in_a_stable_order(mixed, caplog):
     with caplog.at_level(logging.INFO):
         items = find_series(mixed, exclude=["*mask*", "*segmentation*"])
     expected = ["capitals", "flare/a.nii.gz", "flare/b.NII", "hospital/7/ct", "pacs/8", "pacs/9"]
+    expected += ["scanner/1", "scanner/2"]
     assert names(items, mixed) == expected
     assert [item["patient_id"] for item in items] == expected  # elsewhere a patient is one path
     assert [item["series_id"] for item in items] == expected
@@ -68,7 +74,7 @@ def test_every_series_of_a_mixed_tree_is_found_in_a_stable_order(mixed, caplog):
 def test_excluded_paths_are_those_that_match(mixed, exclude, gone):
     found = [Path(item["image"]).name for item in find_series(mixed, exclude)]
     everything = [Path(item["image"]).name for item in find_series(mixed)]
-    assert len(everything) == 8
+    assert len(everything) == 10
     assert set(everything) - set(found) == set(gone) - ({"a.nii.gz"} & set(found))
 
 
@@ -274,10 +280,44 @@ def test_a_datalist_with_its_own_parts_is_taken_at_its_word(datalist):
         unlabelled_datalist(None, str(datalist), part="test")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"training": [{"image": "a.nii.gz", "patient_id": 1}], "validation": [{"image": "b.nii.gz", "patient_id": 1}]},
+         r"1 patients are both in 'training' and in 'validation': \['1'\]"),
+        ({"training": ["a.nii.gz"], "test": [{"image": "../data/a.nii.gz", "patient_id": 1}], "validation": []},
+         r"1 images are both in 'training' and in 'test': \[.*a.nii.gz'\]"),
+        ({"training": ["b.nii.gz", "a.nii.gz", {"image": "./a.nii.gz", "patient_id": 2}], "validation": ["c.nii.gz"]},
+         r"1 series are more than once in 'training': \[.*a.nii.gz'\]"),
+        ({"training": [{"image": f"{n}.nii.gz", "patient_id": 1, "series_id": 2} for n in "ab"]},
+         "1 series are more than once in 'training'"),
+    ],
+)  # fmt: skip
+def test_a_patient_or_image_in_two_sections_is_refused(datalist, tmp_path, content, message):
+    datalist.write_text(json.dumps(content))
+    for read in (
+        lambda: unlabelled_datalist(str(tmp_path / "data"), str(datalist)),
+        lambda: load_sections(datalist, tmp_path / "data"),
+    ):
+        with pytest.raises(DatalistError, match=f"list.json: {message}"):
+            read()
+
+
+def test_held_out_patients_that_are_not_there_are_told(tmp_path, caplog):
+    path = tmp_path / "folds.csv"
+    path.write_text("patient_id,fold\n01,0\n2,0\n3,1\n4,test\n9,1\n")
+    options = {"folds_file": str(path), "val_fraction": 0, "seed": 0}
+    assert len(select_part(items_of(["1", "2", "3"]), "training", fold=0, **options)) == 2
+    assert "2 of 3 patients of fold 0 and test are not among the series: ['01', '4']" in caplog.text
+    caplog.clear()
+    select_part(items_of(["01", "2", "3", "4"]), "training", fold=0, **options)
+    assert not caplog.text
+
+
 def test_a_folder_is_searched_where_there_is_no_datalist(mixed):
     exclude = ["*mask*", "*segmentation*"]
     parts = [unlabelled_datalist(str(mixed), part=part, exclude=exclude, val_fraction=0.2) for part in PARTS[:2]]
-    assert [len(part) for part in parts] == [4, 2]
+    assert [len(part) for part in parts] == [6, 2]
     with pytest.raises(DatalistError, match="neither dataset_dir nor datalist"):
         unlabelled_datalist(None)
 

@@ -66,6 +66,19 @@ def test_only_what_changed_is_listed_again(tree: Path, tmp_path: Path, listed: l
     assert len(found) == 10
 
 
+def test_files_are_opened_until_one_is_dicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    original = workflow.index.is_dicom
+    monkeypatch.setattr(workflow.index, "is_dicom", lambda path: opened.append(path.name) or original(path))
+    contents = {"a": {"1.IMA": DICOM, "2.IMA": DICOM}, "b": {"1.ima": b"", "x.dcm": b""}, "c": {"n.txt": DICOM}}
+    for folder, files in contents.items():
+        (tmp_path / folder).mkdir()
+        for name, content in files.items():
+            (tmp_path / folder / name).write_bytes(content)
+    assert [folder.dicom for folder in walk(tmp_path)] == [False, True, True, False]
+    assert len(opened) == 1  # one of a/; b/ has a name that says it, and a text is none
+
+
 def test_a_folder_that_changed_just_now_is_not_trusted(tree: Path, tmp_path: Path) -> None:
     """A second change within one tick of the file system leaves the folder's time as it was."""
     walk(tree, tmp_path)

@@ -155,6 +155,24 @@ def test_failed_series_are_listed_and_end_with_status_1(tmp_path):
     assert "2 series failed" in (run.path / "log.txt").read_text()
 
 
+def test_a_manifest_is_completed_after_the_list_of_what_failed(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path, "a")
+    run.start()
+
+    def refuse(path: Path, content: str) -> None:
+        raise OSError(f"no space for {path.name}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workflow.run.write_atomically", refuse)
+        with pytest.raises(OSError, match=r"no space for failed\.csv"):
+            run.finish([("/data/7", "ValueError: damaged")])
+    assert sorted(path.name for path in run.path.glob("failed*")) == []
+    assert json.loads((run.path / "run.json").read_text())["result"] == "started"
+    with pytest.raises(SystemExit):
+        run.finish([("/data/7", "ValueError: damaged")])
+    assert json.loads((run.path / "run.json").read_text())["result"] == "completed, 1 series failed"
+
+
 def test_anonymise_names_failed_series_by_pseudonyms(tmp_path, monkeypatch):
     uid = generate_uid()
     monkeypatch.setattr(sys, "argv", ["run", f"--dataset_dir=/data/{uid}"])
@@ -217,6 +235,7 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="killed"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]  # nothing temporary stays
 
 
 def test_bytes_are_written_as_they_are(tmp_path):

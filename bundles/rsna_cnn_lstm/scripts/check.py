@@ -3,7 +3,8 @@
 """What is in a tree, and what of it cannot be used: a row a series, and what folders and tables do not share.
 
 Each series goes through the same checks as in loading (`transforms.series.LoadSeries.check`), so a series that is
-usable here is refused in training only for what cannot be seen without decoding its voxels: ``full`` decodes them.
+usable here is refused in training only for what cannot be seen without decoding its voxels: ``full`` decodes them, and
+looks for the body as the crop of training does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pydicom.errors import InvalidDicomError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from transforms.body import CropBody
+from transforms.dicom_headers import CT_CLASSES
 from transforms.errors import DAMAGED, SeriesError
 from transforms.geometry import SeriesSummary
 from transforms.series import LoadSeries
@@ -39,13 +42,17 @@ __all__ = ["DataCheck"]
 logger = logging.getLogger(__name__)
 
 COLUMNS = (
-    "image", "patient_id", "series_id", "usable", "reason", "label", "columns", "rows", "slices", "spacing_x_mm",
-    "spacing_y_mm", "spacing_z_mm", "extent_z_mm", "slice_thickness_mm", "orientation", "entry", "body_part", "hu_min",
-    "hu_max", "skipped_files", "dropped_duplicates", "resampled",
+    "image", "patient_id", "series_id", "usable", "reason", "note", "label", "columns", "rows", "slices",
+    "spacing_x_mm", "spacing_y_mm", "spacing_z_mm", "extent_z_mm", "slice_thickness_mm", "orientation", "entry",
+    "body_part", "hu_min", "hu_max", "skipped_files", "dropped_duplicates", "resampled",
 )  # fmt: skip
-DESCRIPTION_TAGS = ["SliceThickness", "BodyPartExamined", "PatientPosition", "ImageOrientationPatient"]
+DESCRIPTION_TAGS = [
+    "SOPClassUID", "ImageType", "SliceThickness", "BodyPartExamined", "PatientPosition", "ImageOrientationPatient",
+]  # fmt: skip
 PLANES = ("sagittal", "coronal", "axial")  # by the axis that their normal is nearest to
 BAD_ROWS = "rows or tables that cannot be used"
+NO_SLICE = ("LOCALIZER", "SCREEN SAVE")  # by Image Type
+NO_NEGATIVE = "no value below 0"  # air has HU below: perhaps the intercept was left out
 ENTRIES = {"HF": "head-first", "FF": "feet-first"}
 
 
@@ -193,11 +200,13 @@ class _Rows(Dataset):
             if self.full:
                 volume = self.loader(item["image"])
                 row |= {"hu_min": float(volume.min()), "hu_max": float(volume.max())}
+                row["note"] = NO_NEGATIVE if row["hu_min"] >= 0 else ""
+                CropBody().bounding_box(volume)
         except SeriesError as error:
             row |= {"usable": 0, "reason": str(error)}
         except (RuntimeError, ValueError, OSError) as error:
             row |= {"usable": 0, "reason": root_cause(error)}
-        return row | _description(Path(item["image"]))
+        return _description(Path(item["image"])) | row  # what was computed of the whole series counts
 
 
 def _geometry(summary: SeriesSummary) -> dict[str, Any]:
@@ -216,12 +225,15 @@ def _plane(normal: np.ndarray) -> str:
 
 
 def _description(path: Path) -> dict[str, Any]:
-    """What the first DICOM image of a folder says of the scan, usable or not; nothing that names a person."""
+    """What the first CT slice of a folder says of the scan, usable or not; nothing that names a person."""
     if not path.is_dir():
         return {}
     for file in sorted(entry for entry in path.iterdir() if entry.is_file()):
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=DESCRIPTION_TAGS)
+            kinds = {str(value).strip().upper() for value in (header.get("ImageType") or ())}
+            if header.get("SOPClassUID") not in CT_CLASSES or kinds.intersection(NO_SLICE):
+                continue
             directions = np.asarray(header.ImageOrientationPatient, dtype=float).reshape(2, 3)
             thickness = header.get("SliceThickness")
             found = {"slice_thickness_mm": None if thickness in (None, "") else float(thickness)}

@@ -35,6 +35,7 @@ def labelled_series(
     seed: int = 0,
     strata: LabelTable | None = None,
     skip_unlabelled: bool = False,
+    strict: bool = True,
     findings: bool = False,
     crop: str = "body",
     mask_dir: str | None = None,
@@ -43,7 +44,7 @@ def labelled_series(
     """The items of one part, see `read_cohort`.
 
     Args:
-        dataset_dir, labels, datalist, skip_unlabelled, findings, crop, mask_dir, cache_dir: see `read_cohort`.
+        dataset_dir, labels, datalist, skip_unlabelled, strict, findings, crop, mask_dir, cache_dir: see `read_cohort`.
         part: ``training``, ``validation`` or ``test``; ``all`` for every series, whatever its part.
         folds_file: fold file (see `workflow.datalist.select_part`). None makes `num_folds` folds from `seed`, the same
             each time; they have no test part. A datalist with a ``validation`` section is taken at its word instead.
@@ -55,7 +56,7 @@ def labelled_series(
     """
     if part not in (*PARTS, ALL):
         raise DatalistError(f"part: expected one of {(*PARTS, ALL)}, got {part!r}")
-    source = {"datalist": datalist, "skip_unlabelled": skip_unlabelled, "cache_dir": cache_dir}
+    source = {"datalist": datalist, "skip_unlabelled": skip_unlabelled, "strict": strict, "cache_dir": cache_dir}
     read = functools.partial(read_cohort, dataset_dir, **source, findings=findings, crop=crop, mask_dir=mask_dir)
     if part == ALL or (datalist is not None and has_own_parts(datalist, part, folds_file)):
         return read(labels=labels, section=part)
@@ -80,6 +81,7 @@ def read_cohort(
     *,
     section: str = "training",
     skip_unlabelled: bool = False,
+    strict: bool = True,
     findings: bool = False,
     crop: str = "body",
     mask_dir: str | None = None,
@@ -97,6 +99,7 @@ def read_cohort(
             (either way a missing group is masked); None reads the RSNA tree.
         section: of the JSON; ``all`` for all of them.
         skip_unlabelled: leave out the series of a datalist that have no label at all, instead of refusing them.
+        strict: of the RSNA tree, see `datalist.rsna_datalist`.
         findings: add ``findings``, the labels of single images, see `findings.add_findings`.
         crop: "organs" adds ``mask``, see `masks.add_masks`.
         mask_dir: of `masks.add_masks`.
@@ -108,7 +111,7 @@ def read_cohort(
     if datalist is None and dataset_dir is None:
         raise DatalistError("neither dataset_dir nor datalist is given")
     if datalist is None:
-        items = rsna_datalist(dataset_dir, labels, cache_dir=cache_dir)
+        items = rsna_datalist(dataset_dir, labels, strict=strict, cache_dir=cache_dir)
     else:
         parser = functools.partial(row_labels, labels, skip_unlabelled=skip_unlabelled)
         if section == ALL:

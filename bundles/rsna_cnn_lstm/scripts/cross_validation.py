@@ -30,7 +30,6 @@ from workflow.datalist import read_folds, select_part
 from workflow.guard import running_config
 from workflow.run import write_atomically
 
-from .cohort import read_cohort
 from .datalist import datalist_solution
 from .fold_file import FoldFile
 from .labels import LabelTable
@@ -204,8 +203,7 @@ class CrossValidation:
     def _pool(self, folds: list[int]) -> None:
         """Out-of-fold predictions of all folds, and their figures beside those of each fold's training frequencies."""
         series, solutions, baselines = [], [], []
-        cohort = read_cohort(self.folds.dataset_dir, self.labels, self.folds.datalist,
-                             skip_unlabelled=self.folds.skip_unlabelled)  # fmt: skip
+        cohort = self.folds.read_cohort(self.labels)
         for fold in folds:
             scores = self.folder / f"fold_{fold}_scores"
             rows = _read(scores / "series_predictions.csv", self.labels)

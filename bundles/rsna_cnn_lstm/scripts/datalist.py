@@ -229,7 +229,7 @@ def _read_meta(csv_file: Path, refuse: Callable[[str], None]) -> dict[tuple[str,
 def _report(root: Path, problems: Mapping[str, Sequence[str]], strict: bool) -> None:
     lines = [f"{len(names)} {what}: {first_few(names)}" for what, names in problems.items() if names]
     if lines and strict:
-        raise ValueError(f"{root}: {'; '.join(lines)} (strict=False leaves them out)")
+        raise ValueError(f"{root}: {'; '.join(lines)} (--strict False leaves them out)")
     for what, names in problems.items():
         if names:
             logger.warning("%s: %d %s left out", root, len(names), what)

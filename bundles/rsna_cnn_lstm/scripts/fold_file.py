@@ -43,7 +43,7 @@ class FoldFile:
 
     Args:
         path: of the CSV with ``patient_id`` and ``fold``.
-        dataset_dir, labels, datalist, skip_unlabelled: see `scripts.cohort.read_cohort`.
+        dataset_dir, labels, datalist, skip_unlabelled, strict: see `scripts.cohort.read_cohort`.
         num_folds, seed, test_fraction: see `workflow.folds.make_folds`.
     """
 
@@ -58,10 +58,19 @@ class FoldFile:
         seed: int = 0,
         test_fraction: float = 0.0,
         skip_unlabelled: bool = False,
+        strict: bool = True,
     ) -> None:
         self.path, self.labels = Path(path).expanduser(), labels
-        self.dataset_dir, self.datalist, self.skip_unlabelled = dataset_dir, datalist, skip_unlabelled
+        self.dataset_dir, self.datalist = dataset_dir, datalist
+        self.skip_unlabelled, self.strict = skip_unlabelled, strict
         self.num_folds, self.seed, self.test_fraction = num_folds, seed, test_fraction
+
+    def read_cohort(self, labels: LabelTable | None = None) -> list[dict[str, Any]]:
+        """The series whose patients it divides, with their classes of its own label table or another one."""
+        table = self.labels if labels is None else labels
+        return read_cohort(
+            self.dataset_dir, table, self.datalist, skip_unlabelled=self.skip_unlabelled, strict=self.strict
+        )
 
     def run(self) -> None:
         """Write the file.
@@ -71,7 +80,7 @@ class FoldFile:
         """
         if self.datalist is not None:
             has_own_parts(self.datalist, "validation", str(self.path))
-        items = read_cohort(self.dataset_dir, self.labels, self.datalist, skip_unlabelled=self.skip_unlabelled)
+        items = self.read_cohort()
         folds = make_folds(items, self.num_folds, self.seed, self.test_fraction)
         write_folds(self.path, folds)
         logger.info("patients by fold:\n%s", class_counts(items, folds, self.labels).to_string())

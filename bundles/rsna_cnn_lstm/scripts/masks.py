@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,20 @@ def add_masks(
     folder = Path(dataset_dir) / "segmentations" if mask_dir is None else Path(mask_dir).expanduser()
     if mask_dir is not None and not folder.is_dir():
         raise ValueError(f"mask_dir: expected a folder of masks, found none at {folder}")
-    return [{**item, "mask": item.get("mask") or _find(folder, item["series_id"])} for item in items]
+    return [{**item, "mask": item.get("mask") or _find(folder, item)} for item in items]
 
 
-def _find(folder: Path, series_id: str) -> str:
+def _find(folder: Path, item: Mapping[str, Any]) -> str:
     """Path of the series' mask, or an empty string."""
+    series_id = item["series_id"]
     bare = next((series_id[: -len(end)] for end in NIFTI if series_id.lower().endswith(end)), series_id)
     candidates = [folder / f"{bare}{end}" for end in NIFTI] + [folder / bare]
-    return next((str(path) for path in candidates if path.exists()), "")
+    return next((str(path) for path in candidates if _is_mask(path, folder, item.get("image", ""))), "")
+
+
+def _is_mask(path: Path, folder: Path, image: str) -> bool:
+    """Whether a path is below the folder, where an absolute series id or one with ``..`` leads away from it, and not
+    the image itself."""
+    if Path(os.path.abspath(folder)) not in Path(os.path.abspath(path)).parents or not path.exists():
+        return False
+    return not (os.path.exists(image) and path.samefile(image))

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,11 @@ from .labels import MISSING, LabelGroup, LabelTable, first_few
 
 __all__ = ["UNLABELLED", "entry_label", "row_labels"]
 
+logger = logging.getLogger(__name__)
+
+SERIES_COLUMNS = ("aortic_hu", "incomplete_organ")  # as RSNA's series table has them
+FLAGS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
+ALIKE = 0.8  # of two names, by difflib
 UNLABELLED = "a class of one group at least (--skip_unlabelled True leaves such series out)"
 
 
@@ -32,12 +39,15 @@ def row_labels(
         skip_unlabelled: a row without any label is left out instead of being an error.
 
     Returns:
-        row -> ``{"label": [G] class indices, -1 missing}``, or None to leave it out; raises CellError.
+        row -> ``{"label": [G] class indices, -1 missing}`` with ``aortic_hu`` and ``incomplete_organ`` where the row
+        has them, or None to leave it out; raises CellError.
 
     Raises:
-        ValueError: no group has a column, or one has both kinds, or only some of its classes.
+        ValueError: no group has a column, or one has both kinds, or only some of its classes; or a column that is not
+            read looks like one of a group that has none.
     """
     readers = [_reader(group, columns) for group in labels.groups]
+    _account_for(labels, readers, columns)
     if not any(readers):
         wanted = first_few([labels.groups[0].name, *labels.groups[0].columns])
         raise ValueError(f"no column holds a class of the label table (such as {wanted}), found {first_few(columns)}")
@@ -49,15 +59,50 @@ def row_labels(
                 label.append(MISSING if read is None else read(row))
             except CellError as error:
                 bad += error.cells
+        try:
+            known = _known_of_series(row)
+        except CellError as error:
+            bad += error.cells
         if bad:
             raise CellError(*bad)
         if max(label) == MISSING:
             if skip_unlabelled:
                 return None
             raise CellError((first_few(labels.group_names), "", UNLABELLED))
-        return {"label": np.asarray(label, dtype=np.int64)}
+        return {"label": np.asarray(label, dtype=np.int64), **known}
 
     return parse
+
+
+def _account_for(labels: LabelTable, readers: Sequence[object], columns: Sequence[str]) -> None:
+    """Say which groups are read and which columns are not; refuse a column that is misspelt rather than further."""
+    read = {name for group in labels.groups for name in (group.name, *group.columns)} | set(SERIES_COLUMNS)
+    unread = [column for column in columns if column not in read]
+    pairs = list(zip(labels.groups, readers, strict=True))
+    absent = [name for group, reader in pairs if reader is None for name in (group.name, *group.columns)]
+    by_lower = {name.lower(): name for name in absent}
+    for column in unread:
+        near = difflib.get_close_matches(column.lower(), by_lower, n=1, cutoff=ALIKE)
+        if near:
+            raise ValueError(f"column {column!r} is not read: is {by_lower[near[0]]!r} meant, which is absent?")
+    found = first_few((group.name for group, reader in pairs if reader is not None), len(pairs))
+    logger.info("groups with labels: %s; columns that are not read: %s", found, first_few(unread, 20) or "none")
+
+
+def _known_of_series(row: Row) -> dict[str, Any]:
+    """``aortic_hu`` and ``incomplete_organ``, those that the row has."""
+    known: dict[str, Any] = {}
+    hu, incomplete = (row.get(column, "") for column in SERIES_COLUMNS)
+    if hu:
+        try:
+            known["aortic_hu"] = float(hu)
+        except ValueError as error:
+            raise CellError(("aortic_hu", hu, "a number or a blank")) from error
+    if incomplete:
+        if incomplete not in FLAGS:
+            raise CellError(("incomplete_organ", incomplete, "0, 1 or a blank"))
+        known["incomplete_organ"] = FLAGS[incomplete]
+    return known
 
 
 def _reader(group: LabelGroup, columns: Sequence[str]) -> Callable[[Row], int] | None:
@@ -82,7 +127,7 @@ def _by_flags(group: LabelGroup, row: Row) -> int:
     cells = [row[column] for column in group.columns]
     if not any(cells):
         return MISSING
-    flags = [{"0": 0, "0.0": 0, "1": 1, "1.0": 1}.get(cell) for cell in cells]
+    flags = [FLAGS.get(cell) for cell in cells]
     if None in flags:
         wrong = flags.index(None)
         raise CellError((group.columns[wrong], cells[wrong], "0 or 1 (or a blank in all columns of the group)"))
