@@ -19,7 +19,7 @@ from typing import Any
 
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from workflow.dataset import SlabDataset
 from workflow.privacy import redact
@@ -29,13 +29,15 @@ from . import report_context, report_sections
 from .labels import LabelTable
 from .results import Picture, Results, Section, number, with_interval
 
-__all__ = ["ReportError", "ReportWriter", "write_report"]
+__all__ = ["ReportError", "ReportWriter", "try_report", "write_report"]
 
 logger = logging.getLogger(__name__)
 
 MARKER = "README.txt"  # `python -m demo.dataset` and others of its kind say SYNTHETIC in it, first of all
 TEMPLATE = "report.html.j2"
 DPI = 150
+# what a part, or the page, may fail by without taking the run along
+FAILURES = (RuntimeError, ValueError, OSError, LookupError, TypeError, ArithmeticError, TemplateError)
 
 
 class ReportError(RuntimeError):
@@ -82,7 +84,7 @@ def write_report(
     for title, make in parts:
         try:
             section = make()
-        except (RuntimeError, ValueError, OSError, LookupError, TypeError, ArithmeticError) as error:
+        except FAILURES as error:
             reason = redact(f"{type(error).__name__}: {error}")
             logger.exception("report: '%s' could not be made", title)
             failed.append(f"'{title}' ({reason})")
@@ -97,9 +99,24 @@ def write_report(
     return path
 
 
+def try_report(folder: str | Path, table: LabelTable, **arguments: Any) -> list[tuple[str, str]]:
+    """`write_report` for a run whose results are written already and count without it.
+
+    Returns:
+        (path of the page, reason) if it failed, as `workflow.run.RunFolder.finish` takes it; the log says so too.
+    """
+    try:
+        write_report(folder, table, **arguments)
+    except FAILURES as error:
+        reason = redact(str(error) if isinstance(error, ReportError) else f"{type(error).__name__}: {error}")
+        logger.exception("the report failed, predictions and figures are written: %s", reason)
+        return [(str(Path(folder) / "report.html"), reason)]
+    return []
+
+
 class ReportWriter:
     """Handler that writes the report when an evaluator's run completes; to be attached after `PredictionWriter`, whose
-    files it reads.
+    files it reads. A report that fails is listed among the dataset's failed items and does not end the run.
 
     Args:
         output_dir: folder of the run.
@@ -126,15 +143,17 @@ class ReportWriter:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, _engine: Engine) -> None:
-        """Writes the report. Raises as `write_report`."""
+        """Writes the report, or lists it as failed."""
         if idist.get_rank() != self.save_rank:
             return
         if not (self.output_dir / "metrics.json").is_file():
             logger.warning("no report: none of the evaluated patients has a label")
             return
-        write_report(
+        failed = try_report(
             self.output_dir, self.table, dataset_dir=self.dataset_dir, dataset=self.dataset, weights=self.weights
         )
+        if self.dataset is not None:
+            self.dataset.failed += failed
 
 
 def _is_synthetic(dataset_dir: str | Path | None) -> bool:
