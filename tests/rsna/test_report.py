@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from bundles.rsna_cnn_lstm.scripts import report_sections
+from bundles.rsna_cnn_lstm.scripts import report_facts, report_sections
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.report import ReportError, write_report
 from bundles.rsna_cnn_lstm.scripts.results import Results
@@ -94,7 +94,7 @@ def test_calibration_points_hold_every_patient(page):
 
 def test_runs_of_the_same_patients_stand_beside_this_one(page, made):
     rows = page.tables["Runs"]
-    assert [row[0] for row in rows[1:]] == ["now (this run)", "weaker", "class frequencies"]
+    assert [row[0] for row in rows[1:]] == ["now (this run)", "weaker", "weighted class frequencies"]
     weaker = json.loads((made[0].parent / "weaker" / "metrics.json").read_text(encoding="utf-8"))
     assert rows[2][1].startswith(f"{weaker['score']['value']:.3f} [")
     assert "of other patients or labels: 1 (of others)" in page.text
@@ -204,3 +204,39 @@ def test_folders_that_hold_no_results_are_refused(tmp_path):
     (folder / "metrics.json").write_text(json.dumps({**metrics, "patients": 9}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"metrics\.json is of 9 patients, the tables of 8"):
         write_report(folder, TABLE, dataset_dir=None)
+
+
+def test_head_says_what_was_evaluated_and_what_was_left_out(tmp_path):
+    folder = write_run(tmp_path / "calibrated", patients=8, n_resamples=5)
+    config = {
+        "weights": ["$@x"],
+        "part": "test",
+        "fold": 2,
+        "combine": "mean",
+        "tta": ["x", "y"],
+    }
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "calibration": "vector"}), encoding="utf-8")
+    lost = [("d/lost", "bad"), ("d/1", "bad"), (str(folder / "report.html"), "a part failed")]
+    pd.DataFrame(lost, columns=["image", "reason"]).to_csv(folder / "failed.csv", index=False)
+    head = dict(report_facts.facts(Results.from_folder(folder, TABLE)))
+    expected = {"Part": "test", "Fold": "2", "Series to patient": "mean", "Flips": "x, y", "Calibration": "vector",
+                "Left out": "2 series"}  # fmt: skip
+    assert expected.items() <= head.items()
+    assert "Weights" not in head  # an expression
+    for weights, shown in (("/o/train/model.pt", "train/model.pt"), (["a/1.pt", "b/1.pt"], "ensemble of 2")):
+        (folder / "config.json").write_text(json.dumps({"weights": weights}), encoding="utf-8")
+        assert dict(report_facts.facts(Results.from_folder(folder, TABLE)))["Weights"] == shown
+    dataset = volumes(["p000"])
+    dataset.failed, dataset.lost_patients = [("d/lost", "bad")], 1
+    head = dict(report_facts.facts(Results.from_folder(folder, TABLE), dataset))
+    assert (head["Left out"], head["Patients without a readable series"]) == ("1 series", "1")
+    page = Page(write_report(folder, TABLE, dataset_dir=None))
+    assert page.tables["Runs"][1][0] == "calibrated (this run) (calibrated)"
+    assert "ensemble of 2" in page.text
+    series = pd.read_csv(folder / "series_predictions.csv").assign(fold=[0, 1] * 4)
+    series.to_csv(folder / "series_predictions.csv", index=False)
+    pooled = dict(report_facts.facts(Results.from_folder(folder, TABLE), failed=[]))
+    assert pooled["Predictions"].startswith("pooled over 2 folds")
+    assert not {"Weights", "Fold", "Left out"} & set(pooled)

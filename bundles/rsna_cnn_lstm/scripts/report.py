@@ -25,9 +25,9 @@ from workflow.dataset import SlabDataset
 from workflow.privacy import redact
 from workflow.run import write_atomically
 
-from . import report_context, report_sections
+from . import report_context, report_facts, report_sections
 from .labels import LabelTable
-from .results import Picture, Results, Section, number, with_interval
+from .results import BASELINE, Picture, Results, Section, number, with_interval
 
 __all__ = ["ReportError", "ReportWriter", "try_report", "write_report"]
 
@@ -51,6 +51,7 @@ def write_report(
     dataset_dir: str | Path | None,
     dataset: SlabDataset | None = None,
     weights: str | Path | Sequence[str | Path] | None = None,
+    failed: Sequence[tuple[str, str]] | None = None,
 ) -> Path:
     """Writes ``report.html`` and ``report/*.png`` into the folder of an evaluation.
 
@@ -60,6 +61,7 @@ def write_report(
         dataset_dir: top of the data, whose README.txt says so if they are synthetic; ``None`` where there is no such.
         dataset: prepared volumes of the patients, for the slices of the worst-scored; ``None`` for a report without.
         weights: path of the weights, beside which TensorBoard's files lie; ``None`` or several for no learning curves.
+        failed: (path, reason) of the series left out; ``None`` takes the dataset's, or else those of ``failed.csv``.
 
     Returns:
         Path of the page.
@@ -80,22 +82,22 @@ def write_report(
         ("Learning curves", partial(report_context.learning, weights)),
         ("Worst-scored patients", partial(report_context.worst_patients, results, dataset)),
     ]
-    sections, failed = [], []
+    sections, lacking = [], []
     for title, make in parts:
         try:
             section = make()
         except FAILURES as error:
             reason = redact(f"{type(error).__name__}: {error}")
             logger.exception("report: '%s' could not be made", title)
-            failed.append(f"'{title}' ({reason})")
-            section = Section(f"failed-{len(failed)}", title, [f"This part could not be made. {reason}"])
+            lacking.append(f"'{title}' ({reason})")
+            section = Section(f"failed-{len(lacking)}", title, [f"This part could not be made. {reason}"])
         sections.append(section)
-    page = _page(results, sections, _is_synthetic(dataset_dir))
+    page = _page(results, sections, report_facts.facts(results, dataset, failed), _is_synthetic(dataset_dir))
     path = results.folder / "report.html"
     write_atomically(path, redact(page))
     logger.info("Wrote %s", path)
-    if failed:
-        raise ReportError(f"{path} lacks {', '.join(failed)}; the predictions and all other parts are written")
+    if lacking:
+        raise ReportError(f"{path} lacks {', '.join(lacking)}; the predictions and all other parts are written")
     return path
 
 
@@ -164,7 +166,7 @@ def _is_synthetic(dataset_dir: str | Path | None) -> bool:
     return marker.read_text(encoding="utf-8", errors="replace").lstrip().upper().startswith("SYNTHETIC")
 
 
-def _page(results: Results, sections: Sequence[Section], synthetic: bool) -> str:
+def _page(results: Results, sections: Sequence[Section], facts: Sequence[tuple[str, str]], synthetic: bool) -> str:
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -176,7 +178,7 @@ def _page(results: Results, sections: Sequence[Section], synthetic: bool) -> str
     return environment.get_template(TEMPLATE).render(
         run_name=results.folder.name,
         synthetic=synthetic,
-        facts=_facts(results),
+        facts=facts,
         figures=_headline(results),
         sections=sections,
         source=partial(_embed, results.folder / "report"),
@@ -184,25 +186,13 @@ def _page(results: Results, sections: Sequence[Section], synthetic: bool) -> str
     )
 
 
-def _facts(results: Results) -> list[tuple[str, str]]:
-    facts = []
-    if "started" in results.manifest:
-        facts.append(("Date", results.manifest["started"].replace("T", " ")))
-    facts.append(("Patients", str(len(results.patients.ids))))
-    if results.num_series is not None:
-        facts.append(("Series", str(results.num_series)))
-    resamples, seed = results.resampling
-    facts.append(("Intervals", f"95 %, {resamples} bootstrap resamples of the patients, seed {seed}"))
-    return facts
-
-
 def _headline(results: Results) -> list[tuple[str, str, str]]:
     """(name, figure, what to compare it with) of the cards at the top."""
     metrics, base = results.metrics, results.metrics["baseline"]
     auc = metrics["auc"]
     found = [
-        ("Score, lower is better", with_interval(metrics["score"]), f"class frequencies {number(base['score'])}"),
-        ("mAP", with_interval(metrics["mAP"]), f"class frequencies {number(base['mAP'])}"),
+        ("Score, lower is better", with_interval(metrics["score"]), f"{BASELINE} {number(base['score'])}"),
+        ("mAP", with_interval(metrics["mAP"]), f"{BASELINE} {number(base['mAP'])}"),
     ]
     name = results.table.any_injury.name if results.table.any_injury else next(iter(auc))
     return [*found, (f"AUC of {name.replace('_', ' ')}", with_interval(auc[name]), "guessing 0.500")]

@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, confusion_matrix
 from .curves import GRID, average_precision, curve_band, reliability
 from .figures import calibration_figure, confusion_figure, curves_figure, terms_figure
 from .labels import MISSING
-from .results import Picture, Results, Section, Table, intervals, number, with_interval
+from .results import BASELINE, Picture, Results, Section, Table, intervals, number, with_interval
 
 __all__ = ["calibration", "classes", "confusion", "curves", "score"]
 
@@ -25,14 +25,14 @@ def score(results: Results) -> Section:
     rows += [(_plain(name), with_interval(value), number(base["score_terms"][name]))
              for name, value in metrics["score_terms"].items()]  # fmt: skip
     difference = with_interval(base["score_difference"])
-    source = "of the training patients" if base["source"] == "given" else f"({base['source']})"
+    source = "of the training patients" if base["source"] == "given" else "of these patients"
     text = [
         "The score is the mean of the terms, each a log loss over patients with the weights of the label table; lower "
-        f"is better. The baseline predicts the class frequencies {source} for every patient, without an image.",
+        f"is better. The baseline predicts the {BASELINE} {source} for every patient, without an image.",
         f"Score minus baseline: {difference} (negative is better).",
     ]
-    table = Table("Score and terms", ("term", "this run", "class frequencies"), rows)
-    caption = "Score and its terms with 95 % intervals, beside those of predicting class frequencies"
+    table = Table("Score and terms", ("term", "this run", BASELINE), rows)
+    caption = "Score and its terms with 95 % intervals, beside those of predicting weighted class frequencies"
     return Section("score", "Score", text, [Picture("score", caption, terms_figure(metrics))], [table])
 
 

@@ -18,7 +18,9 @@ from .labels import LabelTable
 from .metrics import BinaryTask, binary_tasks
 from .score import PatientArrays, align_patients, term_losses
 
-__all__ = ["Card", "Picture", "Results", "Section", "Table", "number", "with_interval"]
+__all__ = ["BASELINE", "Card", "Picture", "Results", "Section", "Table", "number", "with_interval"]
+
+BASELINE = "weighted class frequencies"  # as `score.frequency_baseline` gives them
 
 
 @dataclass
