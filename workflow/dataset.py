@@ -124,6 +124,7 @@ class SlabDataset(Dataset):
         self.transform, self.seed, self.skip_failed, self.key = transform, seed, skip_failed, key
         self.num_workers = num_workers
         self.failed: list[tuple[str, str]] = []
+        self.lost_patients = 0  # none of whose series could be prepared
         # Slab of each series, so that its files are looked at once a run and not at each step. `prepare_all` fills it
         # before the workers of a training start, which get a copy.
         self.slabs: dict[tuple[str, ...], Path | None] = {}
@@ -159,7 +160,9 @@ class SlabDataset(Dataset):
             raise PreparationError(f"{message}\n(--skip_failed True goes on without them)")
         logger.warning(message)
         bad = {path for path, _ in self.failed}
+        patients = {item.get("patient_id") for item in self.data}
         self.data = [item for item in self.data if item[self.key] not in bad]
+        self.lost_patients = len(patients - {item.get("patient_id") for item in self.data})
 
     def prepare_each(self) -> int:
         """Prepare every series; those that cannot be are listed in `failed` and stay in the dataset.

@@ -19,10 +19,11 @@ import pandas as pd
 import pytest
 from monai.bundle import ConfigParser
 
-from bundles.rsna_cnn_lstm.scripts import cross_validation
+from bundles.rsna_cnn_lstm.scripts import cross_validation, report
 from bundles.rsna_cnn_lstm.scripts.cross_validation import CrossValidation, CrossValidationError
 from bundles.rsna_cnn_lstm.scripts.fold_file import FoldFile
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
+from bundles.rsna_cnn_lstm.scripts.report import ReportError
 from bundles.rsna_cnn_lstm.scripts.score import frequency_baseline, rsna_score
 from workflow.datalist import DatalistError
 
@@ -199,6 +200,16 @@ def test_other_values_than_it_was_begun_with_are_refused(commands, start):
     start(max_epochs=2, num_workers=0, device="cpu", cache_dir="elsewhere")  # where and how fast, not what
     with pytest.raises(CrossValidationError, match="was begun with other values of dropout, max_epochs"):
         start(max_epochs=3, dropout=0.5)
+
+
+def test_a_report_that_fails_is_listed_and_may_be_left_out_on_resuming(commands, start, tmp_path, monkeypatch):
+    def fails(*_arguments: object) -> None:
+        raise ReportError("lacks a part")
+
+    monkeypatch.setattr(report, "_page", fails)
+    assert start().failed == [(str(tmp_path / "run" / "report.html"), "lacks a part")]
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert start(report=False).folder == tmp_path / "run"
 
 
 def test_a_fold_file_is_copied_and_its_test_patients_are_left_out(commands, start, tmp_path):

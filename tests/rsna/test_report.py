@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from bundles.rsna_cnn_lstm.scripts import report_sections
+from bundles.rsna_cnn_lstm.scripts import report_facts, report_sections
+from bundles.rsna_cnn_lstm.scripts.calibration import Calibration, GroupCalibration
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.report import ReportError, write_report
-from bundles.rsna_cnn_lstm.scripts.results import Results
+from bundles.rsna_cnn_lstm.scripts.results import Results, with_marked_interval
 from tests.rsna.report_runs import LABELS_FILE, TABLE, Page, draw, volumes, write_run
 
 UID = "1.2.840.113619.2.55.3.604688119.971.1762583153.102"
@@ -52,8 +53,9 @@ def page(made) -> Page:
 def test_every_figure_of_the_metrics_is_in_a_table(page, made):
     _, metrics = made
 
-    def shown(value: dict) -> str:
-        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    def shown(value: dict, positives: int = 5) -> str:
+        text = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+        return f"{text} *" if positives < 5 or value["resamples"] < 0.95 * 50 else text
 
     rows = {row[0]: row[1:] for row in page.tables["Score and terms"]}
     assert rows["score"] == [shown(metrics["score"]), f"{metrics['baseline']['score']:.3f}"]
@@ -68,7 +70,12 @@ def test_every_figure_of_the_metrics_is_in_a_table(page, made):
     for name, value in metrics["classes"].items():
         row = classes[name.replace("_", " ")]
         assert row[:2] == [str(value["positives"]), str(value["called"])]
-        assert row[2:5] == [f"{value[key]:.3f}" for key in ("precision", "recall", "f1")]
+        assert row[2:5] == [shown(metrics[key][name], value["positives"]) for key in ("precision", "recall", "f1")]
+    groups = {row[0]: row[1:] for row in page.tables["Injured or healthy"][1:]}
+    assert list(groups) == ["bowel", "extravasation", "kidney", "liver", "spleen", "any injury"]
+    for name, row in groups.items():
+        assert row[2:5] == [shown(metrics[key][name.replace(" ", "_")], int(row[0]))
+                            for key in ("precision", "recall", "f1")]  # fmt: skip
     assert classes["mean of the defined"][-1] == shown(metrics["mAP"])
     assert all(shown(metrics[name]).split(" [")[0] in page.text for name in ("score", "mAP"))
 
@@ -94,7 +101,7 @@ def test_calibration_points_hold_every_patient(page):
 
 def test_runs_of_the_same_patients_stand_beside_this_one(page, made):
     rows = page.tables["Runs"]
-    assert [row[0] for row in rows[1:]] == ["now (this run)", "weaker", "class frequencies"]
+    assert [row[0] for row in rows[1:]] == ["now (this run)", "weaker", "weighted class frequencies"]
     weaker = json.loads((made[0].parent / "weaker" / "metrics.json").read_text(encoding="utf-8"))
     assert rows[2][1].startswith(f"{weaker['score']['value']:.3f} [")
     assert "of other patients or labels: 1 (of others)" in page.text
@@ -204,3 +211,78 @@ def test_folders_that_hold_no_results_are_refused(tmp_path):
     (folder / "metrics.json").write_text(json.dumps({**metrics, "patients": 9}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"metrics\.json is of 9 patients, the tables of 8"):
         write_report(folder, TABLE, dataset_dir=None)
+
+
+def calibrated(folder: Path, weighting: str) -> None:
+    """Leaves what an evaluation with a calibration leaves beside its figures."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    groups = {group.name: GroupCalibration((1.0,) * len(group.classes)) for group in TABLE.groups}
+    content = Calibration(TABLE, "vector", "max", groups, weighting).to_dict()
+    (folder / "calibration.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "calibration": "vector"}), encoding="utf-8")
+
+
+def test_head_says_what_was_evaluated_and_what_was_left_out(tmp_path):
+    folder = write_run(tmp_path / "calibrated", patients=8, n_resamples=5)
+    config = {
+        "weights": ["$@x"],
+        "part": "test",
+        "fold": 2,
+        "combine": "mean",
+        "tta": ["x", "y"],
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    calibrated(folder, "none")
+    lost = [("d/lost", "bad"), ("d/1", "bad"), (str(folder / "report.html"), "a part failed")]
+    pd.DataFrame(lost, columns=["image", "reason"]).to_csv(folder / "failed.csv", index=False)
+    head = dict(report_facts.facts(Results.from_folder(folder, TABLE)))
+    expected = {"Part": "test", "Fold": "2", "Series to patient": "mean", "Flips": "x, y", "Calibration": "vector",
+                "Left out": "2 series"}  # fmt: skip
+    assert expected.items() <= head.items()
+    assert "Weights" not in head  # an expression
+    for weights, shown in (("/o/train/model.pt", "train/model.pt"), (["a/1.pt", "b/1.pt"], "ensemble of 2")):
+        (folder / "config.json").write_text(json.dumps({"weights": weights}), encoding="utf-8")
+        assert dict(report_facts.facts(Results.from_folder(folder, TABLE)))["Weights"] == shown
+    dataset = volumes(["p000"])
+    dataset.failed, dataset.lost_patients = [("d/lost", "bad")], 1
+    head = dict(report_facts.facts(Results.from_folder(folder, TABLE), dataset))
+    assert (head["Left out"], head["Patients without a readable series"]) == ("1 series", "1")
+    page = Page(write_report(folder, TABLE, dataset_dir=None))
+    assert page.tables["Runs"][1][0] == "calibrated (this run) (calibrated)"
+    assert "ensemble of 2" in page.text
+    series = pd.read_csv(folder / "series_predictions.csv").assign(fold=[0, 1] * 4)
+    series.to_csv(folder / "series_predictions.csv", index=False)
+    pooled = dict(report_facts.facts(Results.from_folder(folder, TABLE), failed=[]))
+    assert pooled["Predictions"].startswith("pooled over 2 folds")
+    assert not {"Weights", "Fold", "Left out"} & set(pooled)
+
+
+def test_intervals_of_few_positives_are_marked(tmp_path):
+    solution, predictions = draw(TABLE, 40, seed=0)
+    injured = np.arange(40) < 2
+    solution["bowel_injury"], solution["bowel_healthy"] = injured.astype(float), 1.0 - injured
+    folder = write_run(tmp_path / "run", frames=(solution, predictions))
+    page = Page(write_report(folder, TABLE, dataset_dir=None))
+    rows = {row[0]: row[1:] for row in page.tables["Classes"][1:]}
+    groups = {row[0]: row[1:] for row in page.tables["Injured or healthy"][1:]}
+    areas = {row[0]: row[-1] for row in page.tables["AUC by group"][1:]}
+    assert rows["bowel injury"][0] == groups["bowel"][0] == "2"
+    assert all(cell.endswith("] *") for cell in [*rows["bowel injury"][3:], *groups["bowel"][3:], areas["bowel"]])
+    assert not any(cell.endswith("*") for cell in [*groups["kidney"], areas["kidney"]])
+    assert "few positives: the interval is unreliable" in page.text
+    assert with_marked_interval({"value": 0.5, "low": 0.4, "high": 0.6, "resamples": 94}, 9, 100).endswith("] *")
+    assert with_marked_interval({"value": 0.5, "low": 0.4, "high": 0.6, "resamples": 95}, 9, 100).endswith("0.600]")
+    assert with_marked_interval({"value": None, "low": None, "high": None, "resamples": 0}, 0, 100) == "undefined"
+
+
+@pytest.mark.parametrize(("weighting", "words"), [
+    (None, "are uncalibrated"), ("none", "calibrated to mean what they say"),
+    ("score", "calibrated for the weighted score"),
+])  # fmt: skip
+def test_calibration_says_what_the_probabilities_mean(weighting, words, tmp_path):
+    folder = write_run(tmp_path / "run", patients=8, n_resamples=0)
+    if weighting is not None:
+        calibrated(folder, weighting)
+    text = " ".join(report_sections.calibration(Results.from_folder(folder, TABLE)).text)
+    assert words in text
+    assert ("exceed the observed shares" in text) == (weighting != "none")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -14,15 +15,16 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from torch.utils.tensorboard import SummaryWriter
 
-from bundles.rsna_cnn_lstm.scripts import report_context
+from bundles.rsna_cnn_lstm.scripts import report, report_context
 from bundles.rsna_cnn_lstm.scripts.earlier_runs import find_earlier_runs
 from bundles.rsna_cnn_lstm.scripts.figures import slices_figure
 from bundles.rsna_cnn_lstm.scripts.learning_curves import by_epoch, read_scalars
 from bundles.rsna_cnn_lstm.scripts.predictions import PredictionWriter
-from bundles.rsna_cnn_lstm.scripts.report import ReportError, ReportWriter
+from bundles.rsna_cnn_lstm.scripts.report import ReportWriter
 from bundles.rsna_cnn_lstm.scripts.results import Results
 from tests.rsna.report_runs import LABELS_FILE, TABLE, Page, draw, volumes, write_run
 from workflow.privacy import pseudonym
+from workflow.run import RunFolder
 
 
 def test_pseudonyms_find_their_volumes(tmp_path):
@@ -122,9 +124,26 @@ def test_handler_has_nothing_to_report_without_labels_or_on_other_processes(tmp_
     assert not [folder for folder in (plain, elsewhere) if (folder / "report.html").exists()]
 
 
-def test_handler_whose_report_fails_keeps_the_predictions_and_ends_the_run(tmp_path):
-    handlers = PredictionWriter(tmp_path, TABLE, n_resamples=0), ReportWriter(tmp_path, TABLE, dataset=volumes(["x"]))
-    with pytest.raises(ReportError, match="the predictions and all other parts are written"):
-        _evaluate(_items(labelled=True), *handlers)
+def test_handler_whose_report_fails_keeps_the_predictions_and_lists_it(tmp_path, caplog):
+    dataset = volumes(["x"])
+    handlers = PredictionWriter(tmp_path, TABLE, n_resamples=0), ReportWriter(tmp_path, TABLE, dataset=dataset)
+    _evaluate(_items(labelled=True), *handlers)
+    ((path, reason),) = dataset.failed
+    assert path == str(tmp_path / "report.html")
+    assert "lacks 'Worst-scored patients' (ValueError: the dataset holds no series" in reason
+    assert "the report failed, predictions and figures are written" in caplog.text
     assert len(pd.read_csv(tmp_path / "predictions.csv")) == 6
     assert "Score minus baseline" in Page(tmp_path / "report.html").text
+    folder = RunFolder(tmp_path.parent, tmp_path.name)
+    with pytest.raises(SystemExit) as ended:
+        folder.finish(dataset.failed)
+    assert ended.value.code == 1
+    assert json.loads((tmp_path / "run.json").read_text())["result"].startswith("completed")
+    assert pd.read_csv(tmp_path / "failed.csv")["image"].tolist() == [path]
+
+
+def test_a_page_that_cannot_be_made_is_no_reason_to_end_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "TEMPLATE", "no such template")
+    failed = report.try_report(write_run(tmp_path / "run", patients=6, n_resamples=0), TABLE, dataset_dir=None)
+    assert failed == [(str(tmp_path / "run" / "report.html"), failed[0][1])]
+    assert failed[0][1].startswith("TemplateNotFound: ")

@@ -155,8 +155,10 @@ def test_every_failed_series_is_listed_before_training(data, tmp_path, workers):
 
 def test_failed_series_may_be_left_out(data, tmp_path, caplog):
     Path(data[2]["image"]).write_text("nonsense")
+    data = [{**item, "patient_id": "lost" if k == 2 else "p"} for k, item in enumerate(data)]
     dataset = SlabDataset(data, Read(), cache_dir=str(tmp_path / "cache"), skip_failed=True)
     dataset.prepare_all()
+    assert dataset.lost_patients == 1
     assert [item["series_id"] for item in dataset.data] == ["0", "1", "3", "4", "5", "6"]
     assert dataset.failed[0][0] == data[2]["image"]
     assert "1 of 7 series cannot be used" in caplog.text

@@ -34,7 +34,7 @@ from .datalist import datalist_solution
 from .fold_file import FoldFile
 from .labels import LabelTable
 from .metrics import evaluate_patients
-from .report import write_report
+from .report import try_report
 from .score import combine_series, frequency_baseline
 
 __all__ = ["CrossValidation", "CrossValidationError"]
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 # what a config says for itself alone, never for the folds
 PER_RUN = {"_meta_", "initialize", "run", "finalize", "resume", "folds", "folds_file", "cross_validation"}
-# what may differ between the start of a cross-validation and its resumption: where things are and how fast they go
-FREE = {"_desc_", "bundle_root", "cache_dir", "dataset_dir", "device", "fold", "num_workers", "output_root"}
+# what may differ when a cross-validation is resumed: where things are, how fast they go, and the report
+FREE = {"_desc_", "bundle_root", "cache_dir", "dataset_dir", "device", "fold", "num_workers", "output_root", "report"}
 
 
 class CrossValidationError(RuntimeError):
@@ -65,7 +65,7 @@ class CrossValidation:
         report: write ``report.html`` of the pooled predictions, see `scripts.report`.
 
     Attributes:
-        failed: (path, reason) of the series that the folds left out.
+        failed: (path, reason) of the series that the folds left out, and of a report that failed.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class CrossValidation:
             write_atomically(self.folder / f"{name}.csv", frame.to_csv(index=False))
         write_atomically(self.folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         if self.report:
-            write_report(self.folder, self.labels, dataset_dir=self.folds.dataset_dir)
+            self.failed += try_report(self.folder, self.labels, dataset_dir=self.folds.dataset_dir, failed=self.failed)
         score = metrics["score"]
         interval = f"{score['low']:.4f} to {score['high']:.4f}" if score["low"] is not None else "undefined"
         logger.info("pooled score of %d patients, each by the model that did not see them: %.4f (95 %% interval %s), "

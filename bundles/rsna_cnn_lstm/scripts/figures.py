@@ -84,7 +84,7 @@ def terms_figure(metrics: Mapping[str, Any]) -> Figure:
     axis = figure.subplots()
     for height, (name, (value, base)) in enumerate(rows.items()):
         first = name == "score"
-        axis.plot([base], [height], "D", color=GREY, label="class frequencies" if first else None, zorder=2)
+        axis.plot([base], [height], "D", color=GREY, label="weighted class frequencies" if first else None, zorder=2)
         _interval(axis, value, height, BLUE, "this run, 95 % interval" if first else None)
     axis.axhline(0.5, color="#9aa5b1", linewidth=0.8)
     axis.set_yticks(range(len(rows)), [_title(name) for name in rows])
@@ -102,7 +102,7 @@ def runs_figure(rows: Sequence[tuple[str, Mapping[str, Any]]], baseline: float) 
     axis = figure.subplots()
     for height, (_, value) in enumerate(rows):
         _interval(axis, value, height, GREY if height else BLUE)
-    axis.axvline(baseline, color=ORANGE, linestyle="--", linewidth=1.2, label="class frequencies")
+    axis.axvline(baseline, color=ORANGE, linestyle="--", linewidth=1.2, label="weighted class frequencies")
     axis.set_yticks(range(len(rows)), [name for name, _ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)

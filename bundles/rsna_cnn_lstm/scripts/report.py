@@ -19,23 +19,25 @@ from typing import Any
 
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from workflow.dataset import SlabDataset
 from workflow.privacy import redact
 from workflow.run import write_atomically
 
-from . import report_context, report_sections
+from . import report_context, report_facts, report_sections
 from .labels import LabelTable
-from .results import Picture, Results, Section, number, with_interval
+from .results import BASELINE, Picture, Results, Section, number, with_interval
 
-__all__ = ["ReportError", "ReportWriter", "write_report"]
+__all__ = ["ReportError", "ReportWriter", "try_report", "write_report"]
 
 logger = logging.getLogger(__name__)
 
 MARKER = "README.txt"  # `python -m demo.dataset` and others of its kind say SYNTHETIC in it, first of all
 TEMPLATE = "report.html.j2"
 DPI = 150
+# what a part, or the page, may fail by without taking the run along
+FAILURES = (RuntimeError, ValueError, OSError, LookupError, TypeError, ArithmeticError, TemplateError)
 
 
 class ReportError(RuntimeError):
@@ -49,6 +51,7 @@ def write_report(
     dataset_dir: str | Path | None,
     dataset: SlabDataset | None = None,
     weights: str | Path | Sequence[str | Path] | None = None,
+    failed: Sequence[tuple[str, str]] | None = None,
 ) -> Path:
     """Writes ``report.html`` and ``report/*.png`` into the folder of an evaluation.
 
@@ -58,6 +61,7 @@ def write_report(
         dataset_dir: top of the data, whose README.txt says so if they are synthetic; ``None`` where there is no such.
         dataset: prepared volumes of the patients, for the slices of the worst-scored; ``None`` for a report without.
         weights: path of the weights, beside which TensorBoard's files lie; ``None`` or several for no learning curves.
+        failed: (path, reason) of the series left out; ``None`` takes the dataset's, or else those of ``failed.csv``.
 
     Returns:
         Path of the page.
@@ -78,28 +82,43 @@ def write_report(
         ("Learning curves", partial(report_context.learning, weights)),
         ("Worst-scored patients", partial(report_context.worst_patients, results, dataset)),
     ]
-    sections, failed = [], []
+    sections, lacking = [], []
     for title, make in parts:
         try:
             section = make()
-        except (RuntimeError, ValueError, OSError, LookupError, TypeError, ArithmeticError) as error:
+        except FAILURES as error:
             reason = redact(f"{type(error).__name__}: {error}")
             logger.exception("report: '%s' could not be made", title)
-            failed.append(f"'{title}' ({reason})")
-            section = Section(f"failed-{len(failed)}", title, [f"This part could not be made. {reason}"])
+            lacking.append(f"'{title}' ({reason})")
+            section = Section(f"failed-{len(lacking)}", title, [f"This part could not be made. {reason}"])
         sections.append(section)
-    page = _page(results, sections, _is_synthetic(dataset_dir))
+    page = _page(results, sections, report_facts.facts(results, dataset, failed), _is_synthetic(dataset_dir))
     path = results.folder / "report.html"
     write_atomically(path, redact(page))
     logger.info("Wrote %s", path)
-    if failed:
-        raise ReportError(f"{path} lacks {', '.join(failed)}; the predictions and all other parts are written")
+    if lacking:
+        raise ReportError(f"{path} lacks {', '.join(lacking)}; the predictions and all other parts are written")
     return path
+
+
+def try_report(folder: str | Path, table: LabelTable, **arguments: Any) -> list[tuple[str, str]]:
+    """`write_report` for a run whose results are written already and count without it.
+
+    Returns:
+        (path of the page, reason) if it failed, as `workflow.run.RunFolder.finish` takes it; the log says so too.
+    """
+    try:
+        write_report(folder, table, **arguments)
+    except FAILURES as error:
+        reason = redact(str(error) if isinstance(error, ReportError) else f"{type(error).__name__}: {error}")
+        logger.exception("the report failed, predictions and figures are written: %s", reason)
+        return [(str(Path(folder) / "report.html"), reason)]
+    return []
 
 
 class ReportWriter:
     """Handler that writes the report when an evaluator's run completes; to be attached after `PredictionWriter`, whose
-    files it reads.
+    files it reads. A report that fails is listed among the dataset's failed items and does not end the run.
 
     Args:
         output_dir: folder of the run.
@@ -126,15 +145,17 @@ class ReportWriter:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, _engine: Engine) -> None:
-        """Writes the report. Raises as `write_report`."""
+        """Writes the report, or lists it as failed."""
         if idist.get_rank() != self.save_rank:
             return
         if not (self.output_dir / "metrics.json").is_file():
             logger.warning("no report: none of the evaluated patients has a label")
             return
-        write_report(
+        failed = try_report(
             self.output_dir, self.table, dataset_dir=self.dataset_dir, dataset=self.dataset, weights=self.weights
         )
+        if self.dataset is not None:
+            self.dataset.failed += failed
 
 
 def _is_synthetic(dataset_dir: str | Path | None) -> bool:
@@ -145,7 +166,7 @@ def _is_synthetic(dataset_dir: str | Path | None) -> bool:
     return marker.read_text(encoding="utf-8", errors="replace").lstrip().upper().startswith("SYNTHETIC")
 
 
-def _page(results: Results, sections: Sequence[Section], synthetic: bool) -> str:
+def _page(results: Results, sections: Sequence[Section], facts: Sequence[tuple[str, str]], synthetic: bool) -> str:
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -157,7 +178,7 @@ def _page(results: Results, sections: Sequence[Section], synthetic: bool) -> str
     return environment.get_template(TEMPLATE).render(
         run_name=results.folder.name,
         synthetic=synthetic,
-        facts=_facts(results),
+        facts=facts,
         figures=_headline(results),
         sections=sections,
         source=partial(_embed, results.folder / "report"),
@@ -165,25 +186,13 @@ def _page(results: Results, sections: Sequence[Section], synthetic: bool) -> str
     )
 
 
-def _facts(results: Results) -> list[tuple[str, str]]:
-    facts = []
-    if "started" in results.manifest:
-        facts.append(("Date", results.manifest["started"].replace("T", " ")))
-    facts.append(("Patients", str(len(results.patients.ids))))
-    if results.num_series is not None:
-        facts.append(("Series", str(results.num_series)))
-    resamples, seed = results.resampling
-    facts.append(("Intervals", f"95 %, {resamples} bootstrap resamples of the patients, seed {seed}"))
-    return facts
-
-
 def _headline(results: Results) -> list[tuple[str, str, str]]:
     """(name, figure, what to compare it with) of the cards at the top."""
     metrics, base = results.metrics, results.metrics["baseline"]
     auc = metrics["auc"]
     found = [
-        ("Score, lower is better", with_interval(metrics["score"]), f"class frequencies {number(base['score'])}"),
-        ("mAP", with_interval(metrics["mAP"]), f"class frequencies {number(base['mAP'])}"),
+        ("Score, lower is better", with_interval(metrics["score"]), f"{BASELINE} {number(base['score'])}"),
+        ("mAP", with_interval(metrics["mAP"]), f"{BASELINE} {number(base['mAP'])}"),
     ]
     name = results.table.any_injury.name if results.table.any_injury else next(iter(auc))
     return [*found, (f"AUC of {name.replace('_', ' ')}", with_interval(auc[name]), "guessing 0.500")]

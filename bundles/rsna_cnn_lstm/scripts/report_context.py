@@ -17,7 +17,7 @@ from .earlier_runs import find_earlier_runs
 from .figures import learning_figure, runs_figure, slices_figure
 from .labels import MISSING
 from .learning_curves import by_epoch, read_scalars
-from .results import Card, Picture, Results, Section, Table, number, with_interval
+from .results import BASELINE, Card, Picture, Results, Section, Table, number, with_interval
 
 __all__ = ["learning", "runs", "worst_patients"]
 
@@ -31,6 +31,8 @@ def runs(results: Results) -> Section:
     found = find_earlier_runs(results.folder)
     section = Section("runs", "Earlier runs")
     everything = [(f"{results.folder.name} (this run)", results.metrics), *found.comparable]
+    everything = [(f"{name} (calibrated)" if metrics.get("calibration") else name, metrics)
+                  for name, metrics in everything]  # fmt: skip
     if found.comparable:
         section.text.append(
             "Evaluations in the same output_root of the same patients with the same truth, oldest first."
@@ -47,7 +49,7 @@ def runs(results: Results) -> Section:
         for name, metrics in everything
     ]  # fmt: skip
     base = results.metrics["baseline"]
-    rows.append(("class frequencies", number(base["score"]), number(base["mAP"]),
+    rows.append((BASELINE, number(base["score"]), number(base["mAP"]),
                  *(number(base["score_terms"][term]) for term in terms)))  # fmt: skip
     heads = ("run", "score", "mAP", *(term.replace("_", " ") for term in terms))
     section.tables.append(Table("Runs", heads, rows))

@@ -5,13 +5,29 @@ stands in a table, for screen readers and tests."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from sklearn.metrics import brier_score_loss, confusion_matrix
 
+from .calibration import Calibration
 from .curves import GRID, average_precision, curve_band, reliability
 from .figures import calibration_figure, confusion_figure, curves_figure, terms_figure
 from .labels import MISSING
-from .results import Picture, Results, Section, Table, intervals, number, with_interval
+from .results import (
+    BASELINE,
+    FOOTNOTE,
+    Picture,
+    Results,
+    Section,
+    Table,
+    intervals,
+    number,
+    with_interval,
+    with_marked_interval,
+)
+from .tasks import BinaryTask
 
 __all__ = ["calibration", "classes", "confusion", "curves", "score"]
 
@@ -25,14 +41,14 @@ def score(results: Results) -> Section:
     rows += [(_plain(name), with_interval(value), number(base["score_terms"][name]))
              for name, value in metrics["score_terms"].items()]  # fmt: skip
     difference = with_interval(base["score_difference"])
-    source = "of the training patients" if base["source"] == "given" else f"({base['source']})"
+    source = "of the training patients" if base["source"] == "given" else "of these patients"
     text = [
         "The score is the mean of the terms, each a log loss over patients with the weights of the label table; lower "
-        f"is better. The baseline predicts the class frequencies {source} for every patient, without an image.",
+        f"is better. The baseline predicts the {BASELINE} {source} for every patient, without an image.",
         f"Score minus baseline: {difference} (negative is better).",
     ]
-    table = Table("Score and terms", ("term", "this run", "class frequencies"), rows)
-    caption = "Score and its terms with 95 % intervals, beside those of predicting class frequencies"
+    table = Table("Score and terms", ("term", "this run", BASELINE), rows)
+    caption = "Score and its terms with 95 % intervals, beside those of predicting weighted class frequencies"
     return Section("score", "Score", text, [Picture("score", caption, terms_figure(metrics))], [table])
 
 
@@ -41,10 +57,10 @@ def curves(results: Results, kind: str) -> Section:
     bands = {name: curve_band(task, kind, *results.resampling) for name, task in results.groups.items()}
     prevalence = {name: _prevalence(task.truth[task.known]) for name, task in results.groups.items()}
     if kind == "roc":
-        found = {name: with_interval(value) for name, value in results.metrics["auc"].items()}
+        found = {name: _marked(results, value, results.groups[name]) for name, value in results.metrics["auc"].items()}
         figure_name, point, title, section = "AUC", "1 − specificity", "ROC curves", "roc"
     else:
-        found = {name: with_interval(average_precision(task, *results.resampling))
+        found = {name: _marked(results, average_precision(task, *results.resampling), task)
                  for name, task in results.groups.items()}  # fmt: skip
         figure_name, point, title, section = (
             "average precision",
@@ -65,6 +81,7 @@ def curves(results: Results, kind: str) -> Section:
     text = [
         "Injured against healthy, by patient. Bands: pointwise 95 % bootstrap intervals over patients. Dashed: chance."
     ]
+    text += [FOOTNOTE] * any("*" in value for value in found.values())
     tables = [
         Table(f"{figure_name[0].upper()}{figure_name[1:]} by group", ("group", "injured", figure_name), rows),
         Table(f"{what} at given {point}", ("group", *(f"at {GRID[k]:.2f}" for k in at)), points, folded=True),
@@ -92,8 +109,8 @@ def calibration(results: Results) -> Section:
             ]  # fmt: skip
     text = [
         "Patients in bins of equal size by predicted probability of injury; bars: 95 % Wilson intervals of the "
-        "observed share. On the dashed line a probability means what it says. Training and score weigh injured "
-        "patients more, so uncalibrated probabilities are expected to exceed the observed shares."
+        "observed share. On the dashed line a probability means what it says.",
+        _meaning(results),
     ]
     tables = [
         Table("Means and Brier score", ("group", "mean predicted", "observed", "Brier score"), summary),
@@ -125,21 +142,46 @@ def confusion(results: Results) -> Section:
 
 def classes(results: Results) -> Section:
     """Precision, recall, F1 and average precision of every class, their means, and the AUCs of high grades."""
-    metrics = results.metrics
+    metrics, (n_resamples, _) = results.metrics, results.resampling
     rows = []
     for name, row in metrics["classes"].items():
-        values = [number(row[key]) for key in ("precision", "recall", "f1")]
-        precision = with_interval(metrics["average_precision"][name])
-        rows.append((_plain(name), str(row["positives"]), str(row["called"]), *values, precision))
+        figures = [metrics[key][name] for key in ("precision", "recall", "f1", "average_precision")]
+        cells = [with_marked_interval(figure, row["positives"], n_resamples) for figure in figures]
+        rows.append((_plain(name), str(row["positives"]), str(row["called"]), *cells))
     macro = [number(metrics["macro"][key]) for key in ("precision", "recall", "f1")]
     rows.append(("mean of the defined", "", "", *macro, with_interval(metrics["mAP"])))
     heads = ("class", "positives", "called", "precision", "recall", "F1", "average precision")
-    tables = [Table("Classes", heads, rows)]
+    groups = [
+        (_plain(name), str(int(np.nansum(task.truth))), str(int(task.decision[task.known].sum())),
+         *(_marked(results, metrics[key][name], task) for key in ("precision", "recall", "f1")))
+        for name, task in results.groups.items()
+    ]  # fmt: skip
+    tables = [Table("Classes", heads, rows), Table("Injured or healthy", ("group", *heads[1:6]), groups)]
     if metrics["auc_high_grade"]:
-        high = [(_plain(name), with_interval(value)) for name, value in metrics["auc_high_grade"].items()]
+        tasks = {task.name: task for task in results.tasks if task.kind == "high"}
+        high = [(_plain(name), _marked(results, value, tasks[name]))
+                for name, value in metrics["auc_high_grade"].items()]  # fmt: skip
         tables.append(Table("AUC of high grade against all others", ("group", "AUC"), high))
     text = [f"Called by: {metrics['decision']}. The mean of the average precisions is the mAP."]
+    text += [FOOTNOTE] * any("*" in cell for table in tables for row in table.rows for cell in row)
     return Section("classes", "Precision, recall, F1 by class", text, tables=tables)
+
+
+def _marked(results: Results, figure: Mapping[str, Any], task: BinaryTask) -> str:
+    return with_marked_interval(figure, int(np.nansum(task.truth)), results.resampling[0])
+
+
+def _meaning(results: Results) -> str:
+    """What the probabilities are expected to say, by the calibration that was applied."""
+    if not results.metrics.get("calibration"):
+        return ("The probabilities are uncalibrated: training and score weigh injured patients more, so they are "
+                "expected to exceed the observed shares.")  # fmt: skip
+    weighting = Calibration.from_file(results.folder / "calibration.json", results.table).weighting
+    if weighting == "score":
+        return ("The probabilities are calibrated for the weighted score, which wants injuries overstated: they are "
+                "expected to exceed the observed shares.")  # fmt: skip
+    return ("The probabilities are calibrated to mean what they say: on patients like those of the fit they are "
+            "expected to agree with the observed shares.")  # fmt: skip
 
 
 def _prevalence(truth: np.ndarray) -> float:

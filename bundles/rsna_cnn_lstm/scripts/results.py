@@ -18,7 +18,25 @@ from .labels import LabelTable
 from .metrics import BinaryTask, binary_tasks
 from .score import PatientArrays, align_patients, term_losses
 
-__all__ = ["Card", "Picture", "Results", "Section", "Table", "number", "with_interval"]
+__all__ = [
+    "BASELINE",
+    "FOOTNOTE",
+    "Card",
+    "Picture",
+    "Results",
+    "Section",
+    "Table",
+    "number",
+    "with_interval",
+    "with_marked_interval",
+]
+
+FEW_POSITIVES, FEW_RESAMPLES = 5, 0.95  # below these an interval says little
+FOOTNOTE = (
+    f"* few positives: the interval is unreliable (fewer than {FEW_POSITIVES} patients, or fewer than "
+    f"{FEW_RESAMPLES:.0%} of the resamples define the figure)."
+)
+BASELINE = "weighted class frequencies"  # as `score.frequency_baseline` gives them
 
 
 @dataclass
@@ -141,6 +159,13 @@ def number(value: float | None, digits: int = 3) -> str:
 def with_interval(figure: Mapping[str, Any]) -> str:
     """``0.512 [0.480, 0.561]`` of a figure of metrics.json."""
     return _interval(figure["value"], figure["low"], figure["high"])
+
+
+def with_marked_interval(figure: Mapping[str, Any], positives: int, n_resamples: int) -> str:
+    """The same, with the mark that `FOOTNOTE` explains where the interval is unreliable."""
+    text = with_interval(figure)
+    few = positives < FEW_POSITIVES or figure.get("resamples", n_resamples) < FEW_RESAMPLES * n_resamples
+    return f"{text} *" if few and "[" in text else text
 
 
 def intervals(values: Iterable[float], low: Iterable[float] | None, high: Iterable[float] | None) -> list[str]:

@@ -157,7 +157,11 @@ def make_report(images: Sequence[Dataset], row: Mapping[str, Any], table: LabelT
     for tag in OPTIONAL_TAGS:
         if tag not in first:
             setattr(first, tag, None)
-    name, first.PatientName = first.PatientName, None  # highdicom warns, with the name, of one without a caret
+    # highdicom takes few character sets, and not those of Japanese and Korean scanners: text becomes Unicode
+    first.decode()
+    first.SpecificCharacterSet = "ISO_IR 192"
+    name, first.PatientName = str(first.PatientName or ""), None  # highdicom warns, with the name, without a caret
+    first.ReferringPhysicianName = str(first.ReferringPhysicianName or "")
     device = DeviceObserverIdentifyingAttributes(
         uid=generate_uid(entropy_srcs=[SOFTWARE, __version__]), name=SOFTWARE, model_name=f"version {__version__}"
     )
