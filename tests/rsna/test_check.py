@@ -273,7 +273,7 @@ def test_no_false_alarm_on_further_real_ct(shared_dir, tmp_path):
 @pytest.mark.slow
 def test_a_tree_of_two_hundred_patients(tmp_path, run_bundle):
     """By the command line: 5 % of the series are faulty, those are found and no other, and the status is 1."""
-    tree, truth = sown(tmp_path / "rsna", 330, 0.05, workers=2)
+    tree, truth = sown(tmp_path / "rsna", 350, 0.05, workers=2)
     assert set(HARMFUL) <= set(truth["fault"])
     done = run_bundle("rsna_cnn_lstm", "--dataset_dir", tree, "--output_root", tmp_path / "out", "--run_name", "check",
                       "--num_workers", 2, configs=("check_data.json",), check=False)  # fmt: skip
