@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from monai.transforms import Compose
 from .index import NIFTI
 from .run import whole_file, write_atomically
 
-__all__ = ["SlabCache", "cached_items", "describe", "slab_bytes"]
+__all__ = ["SlabCache", "describe", "slab_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +175,3 @@ def slab_bytes(path: Path | None) -> int:
         return sum(file.stat().st_size for file in files)
     except FileNotFoundError:
         return 0
-
-
-def cached_items(cache: SlabCache, items: Sequence[dict[str, Any]]) -> int:
-    """How many of the items have a slab already."""
-    return sum(slab_bytes(cache.path_of(item)) > 0 for item in items)

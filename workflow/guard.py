@@ -11,8 +11,8 @@ built, and its message (with near misses) is the last line printed. Two sources 
 - on the command line also nested ids (``train#trainer#max_epochs``), which must exist in the config files.
 
 One case comes too early for a config: an id below a name that does not exist (``trainr#max_epochs``). MONAI itself
-stops there, with a KeyError that names it. `CheckedWorkflow` lists near misses there too, and checks the nested ids of
-Python callers.
+stops there, before anything is built: its traceback says ``did you mean 'train'?``, its last line is the KeyError.
+`CheckedWorkflow` gives our message there too, and checks the nested ids of Python callers.
 """
 
 from __future__ import annotations

@@ -149,9 +149,6 @@ class RunFolder:
         """The flat weights file that evaluation, inference and the other bundle read."""
         return str(self.path / "model.pt")
 
-    def file(self, name: str) -> str:
-        return str(self.path / name)
-
     def start(self, *, seed: int = 0, main_process: bool = True) -> None:
         """Create the folder, write the executed config, log to ``log.txt`` too and seed every random generator.
 

@@ -119,8 +119,9 @@ def test_the_checked_workflow_runs_known_ids(config_file):
 
 
 def test_monai_itself_names_a_parent_that_does_not_exist(config_file):
-    with pytest.raises(KeyError, match="trainr"):
+    with pytest.raises(KeyError, match="trainr") as caught:
         workflow(config_file, **{"trainr#max_epochs": 3})
+    assert "did you mean 'train'?" in str(caught.value.__cause__)
     assert not (config_file.parent / "marker").exists()
 
 

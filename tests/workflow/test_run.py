@@ -53,8 +53,8 @@ def test_a_run_writes_its_config_manifest_and_log(tmp_path):
     assert "said while running" in (run.path / "log.txt").read_text()
     assert json.loads((run.path / "config.json").read_text()) == {}  # no workflow called
     assert run.path == tmp_path / "out" / "first"
-    assert [run.checkpoints, run.tensorboard, run.model, run.file("x.csv")] == [
-        str(run.path / name) for name in ("checkpoints", "tensorboard", "model.pt", "x.csv")
+    assert [run.checkpoints, run.tensorboard, run.model] == [
+        str(run.path / name) for name in ("checkpoints", "tensorboard", "model.pt")
     ]
     assert not (run.path / "failed.csv").exists()
     logging.getLogger("any").info("said after it")
