@@ -194,10 +194,13 @@ def _by_fold(items: list[dict], part: str, path: Path, fold: int) -> list[dict]:
     of_patient = read_folds(path)
     if str(fold) not in set(of_patient.values()):
         raise DatalistError(f"folds_file {path}: has no fold {fold}, only {sorted(set(of_patient.values()))}")
-    if not any(item["patient_id"] in of_patient for item in items):
-        logger.warning("folds_file %s: names none of the patients of these %d series", path, len(items))
-    else:
-        _warn_of_absent(path, of_patient, fold, {item["patient_id"] for item in items})
+    patients = {item["patient_id"] for item in items}
+    if patients.isdisjoint(of_patient):
+        raise DatalistError(
+            f"folds_file {path}: names none of the patients of these {len(items)} series: expected ids such as"
+            f" {sorted(of_patient)[:3]}, found {sorted(patients)[:3]}. Leave it out where it is about other patients"
+        )
+    _warn_of_absent(path, of_patient, fold, patients)
     # a patient that the file does not name is unlabelled: it may train, and is nowhere else
     wanted = {"validation": {str(fold)}, "test": {"test"}}
     if part == "training":

@@ -111,13 +111,14 @@ def test_a_datalist_with_parts_of_its_own_is_refused(tmp_path):
     assert not (tmp_path / "folds.csv").exists()
 
 
-def test_a_fold_file_of_other_patients_is_told(tmp_path, caplog):
+def test_a_fold_file_of_other_patients_is_refused(tmp_path):
     write_tree(tmp_path, [1] * 6, seed=0)
     others = [{"patient_id": f"x{i}", "label": np.zeros(5, dtype=int)} for i in range(6)]
     make_folds(others, 2).to_csv(tmp_path / "folds.csv", index=False)
     options = {"folds_file": str(tmp_path / "folds.csv"), "fold": 0}
-    assert len(unlabelled_datalist(str(tmp_path), part="training", **options)) == 6
-    assert "names none of the patients of these 6 series" in caplog.text
+    message = r"names none of the patients of these 6 series: expected ids such as \['x0', 'x1', 'x2'\], found \["
+    with pytest.raises(DatalistError, match=message):
+        unlabelled_datalist(str(tmp_path), part="training", **options)
     (tmp_path / "folds.csv").write_text("patient_id,fold\n001,first\n")
     with pytest.raises(DatalistError, match=r"expected a number or 'test' as fold, found \['first'\]"):
         unlabelled_datalist(str(tmp_path), part="training", **options)
