@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.config import IGNORE, disable_value_validation
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -23,7 +24,7 @@ from .dicom_pixels import missing_pixels
 from .errors import DAMAGED, SeriesError
 from .pseudonym import pseudonym
 
-__all__ = ["SliceHeader", "list_reasons", "read_series"]
+__all__ = ["SliceHeader", "image_types", "list_reasons", "read_series"]
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 # Defined terms of Rescale Type (DICOM PS3.3 C.11.1.1.2) that are other quantities than HU, such as spectral CT maps.
@@ -121,6 +122,13 @@ def _read_header(file: Path) -> pydicom.Dataset | None:
         ) from error
 
 
+def image_types(dataset: pydicom.Dataset) -> set[str]:
+    """The values of Image Type, one or several of whatever kind, in capitals."""
+    value = dataset.get("ImageType")
+    values = value if isinstance(value, MultiValue) else () if value is None else (value,)
+    return {str(one).strip().upper() for one in values}
+
+
 def _not_a_ct_slice(file: Path, dataset: pydicom.Dataset) -> str:
     """Why a DICOM object is not part of a CT volume; empty where it is."""
     # Two copies of the class: where they differ or both are missing the header is cut off, and a slice would be lost.
@@ -132,7 +140,7 @@ def _not_a_ct_slice(file: Path, dataset: pydicom.Dataset) -> str:
     sop_class = sop_classes.pop()
     if sop_class not in CT_CLASSES:
         return _class_name(sop_class)
-    image_type = {str(value).strip().upper() for value in (dataset.get("ImageType") or ())}
+    image_type = image_types(dataset)
     for kind in ("LOCALIZER", "SCREEN SAVE"):
         if kind in image_type:
             return f"a {kind.lower()}"

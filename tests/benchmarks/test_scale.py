@@ -25,9 +25,9 @@ def test_the_table_has_the_ratios_to_the_smallest() -> None:
 
 @pytest.mark.slow
 def test_it_runs(tmp_path, capsys) -> None:
-    main(["--series", "8,12", "--repeats", "1", "--out", str(tmp_path / "results.json")])
+    main(["--series", "8", "--repeats", "1", "--out", str(tmp_path / "results.json")])
     results = json.loads((tmp_path / "results.json").read_text())
-    assert [(row["step"], row["series"]) for row in results["rows"]] == [(s, n) for n in (8, 12) for s in STEPS]
+    assert [(row["step"], row["series"]) for row in results["rows"]] == [(step, 8) for step in STEPS]
     assert all(row["seconds"] > 0 and row["peak_mb"] > 50 for row in results["rows"])
     printed = capsys.readouterr().out
     assert table(results["rows"]) in printed

@@ -112,6 +112,9 @@ def test_inference_with_masks_of_their_own_folder(
         nib.save(part, tmp_path / "organs" / "a" / f"{name}.nii.gz")
     common = ("--dataset_dir", tmp_path / "studies", "--output_root", tmp_path, "--run_name", "i", *SMALL)
     masks = ("--crop", "organs", "--mask_dir", tmp_path / "organs", "--weights", trained / "model.pt")
+    refused = run_bundle(RSNA, *common, *masks, configs=("inference.json",), check=False)
+    assert "organ_margin was 8 in training and is 10.0 here" in refused.stderr.strip().splitlines()[-1]
+    masks += ("--organ_margin", 8)
     done = run_bundle(RSNA, *common, *masks, configs=("inference.json",), check=False)
     assert done.returncode == 1
     assert pd.read_csv(tmp_path / "i" / "predictions.csv")["patient_id"].tolist() == ["a"]

@@ -23,6 +23,7 @@ from pydicom.uid import (
 
 from tests.transforms.ct_factory import SERIES, ct_slice, save, set_stored
 from transforms import LoadSeries, SeriesError
+from transforms.dicom_headers import image_types
 
 WriteSeries = Callable[..., Path]
 
@@ -162,3 +163,19 @@ def test_sop_class_only_in_the_file_meta(write_series: WriteSeries) -> None:
 
 def test_folder_with_spaces_and_letters(write_series: WriteSeries) -> None:
     assert LoadSeries()(write_series(name="Änderung 1 é")).shape == (1, 32, 32, 6)
+
+
+@pytest.mark.parametrize(
+    ("vr", "value", "expected"),
+    [
+        ("CS", ["ORIGINAL", "localizer "], {"ORIGINAL", "LOCALIZER"}),
+        ("CS", "LOCALIZER", {"LOCALIZER"}),
+        ("DS", 1e308, {"1E308"}),
+        ("CS", None, set()),
+    ],
+)
+def test_image_types_of_whatever_is_there(vr: str, value: object, expected: set[str]) -> None:
+    header = pydicom.Dataset()
+    header.add(pydicom.DataElement(0x00080008, vr, value))
+    assert {kind.replace("+", "") for kind in image_types(header)} == expected
+    assert image_types(pydicom.Dataset()) == set()

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from transforms.body import CropBody
-from transforms.dicom_headers import CT_CLASSES
+from transforms.dicom_headers import CT_CLASSES, image_types
 from transforms.errors import DAMAGED, SeriesError
 from transforms.geometry import SeriesSummary
 from transforms.series import LoadSeries
@@ -231,7 +231,7 @@ def _description(path: Path) -> dict[str, Any]:
     for file in sorted(entry for entry in path.iterdir() if entry.is_file()):
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=DESCRIPTION_TAGS)
-            kinds = {str(value).strip().upper() for value in (header.get("ImageType") or ())}
+            kinds = image_types(header)
             if header.get("SOPClassUID") not in CT_CLASSES or kinds.intersection(NO_SLICE):
                 continue
             directions = np.asarray(header.ImageOrientationPatient, dtype=float).reshape(2, 3)
