@@ -86,8 +86,8 @@ def test_pretraining_on_real_ct_learns_positions_without_collapse(finished, data
 @pytest.mark.parametrize("seed", SEEDS)
 def test_twenty_steps_on_whole_real_series_learn_positions_without_collapse(shared_dir, tmp_path, seed):
     """Four whole real series, one of them left out, which one depends on the seed; from the project's top folder."""
-    overrides = {**demo_run.PRETRAIN, "dataset_dir": shared_dir / "abdomen", "exclude": ["*mask*"], "batch_size": 3,
-                 "val_fraction": 0.25, "max_epochs": 20, "val_interval": 20, "num_val_crops": 128,
+    overrides = {**demo_run.PRETRAIN, "dataset_dir": shared_dir / "data" / "abdomen", "exclude": ["*mask*"],
+                 "batch_size": 3, "val_fraction": 0.25, "max_epochs": 20, "val_interval": 20, "num_val_crops": 128,
                  "seed": seed, "split_seed": seed}  # fmt: skip
     trained, untrained = pretrain_and_probe(demo_run.Demo(tmp_path), "real", overrides, part="validation")
     assert trained["position_accuracy"] > untrained["position_accuracy"] + 0.1
