@@ -186,13 +186,13 @@ def test_a_backbone_of_tokens_has_no_heat_map_and_says_so(caplog):
     assert evidence.change.any()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 @pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
-def test_a_gpu_finds_the_same(rnn_type):
+def test_every_device_finds_the_same_again(rnn_type, device):
     network = random_network(Backbone("test_efficientnet"), rnn_type=rnn_type)
     image = torch.rand(1, 64, 64, 6)
     expected = find_evidence(network, image, TABLE)
-    found = find_evidence(network.cuda(), image, TABLE)
+    found = find_evidence(network.to(device), image, TABLE)
     torch.testing.assert_close(found.change, expected.change, rtol=1e-2, atol=1e-4)
     torch.testing.assert_close(found.heat, expected.heat, rtol=0.05, atol=0.02)
 
