@@ -26,6 +26,7 @@ from .pseudonym import pseudonym
 
 __all__ = ["SliceHeader", "image_types", "list_reasons", "read_series"]
 
+NO_SLICE = ("LOCALIZER", "SCREEN SAVE")  # by Image Type
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 # Defined terms of Rescale Type (DICOM PS3.3 C.11.1.1.2) that are other quantities than HU, such as spectral CT maps.
 # HU, US (unspecified), none and free text ("Houndsfield Unit" occurs) are taken as HU, which the CT IOD implies.
@@ -141,7 +142,7 @@ def _not_a_ct_slice(file: Path, dataset: pydicom.Dataset) -> str:
     if sop_class not in CT_CLASSES:
         return _class_name(sop_class)
     image_type = image_types(dataset)
-    for kind in ("LOCALIZER", "SCREEN SAVE"):
+    for kind in NO_SLICE:
         if kind in image_type:
             return f"a {kind.lower()}"
     photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")

@@ -25,7 +25,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from .index import NIFTI
+from transforms.nifti import is_nifti
+
 from .run import whole_file, write_atomically
 
 __all__ = ["SlabCache", "describe", "slab_bytes"]
@@ -78,7 +79,7 @@ def fingerprint(source: str | os.PathLike[str]) -> list[Any]:
     """Path, sizes and times of a NIfTI file, or of all files of a folder; a DICOM file stands for the series around it,
     so all files of its folder count."""
     path = Path(source).absolute()
-    if path.is_file() and path.name.lower().endswith(NIFTI):
+    if path.is_file() and is_nifti(path):
         files = [path]
     else:
         folder = path.parent if path.is_file() else path

@@ -111,10 +111,11 @@ class Checkpoints:
     def _restore(self, engine: Engine, everything: Mapping[str, Any]) -> None:
         if self.resume is None:
             return
-        if self.resume == "latest" and not any(Path(self.folder).glob("checkpoint_*.pt")):
+        try:
+            path = newest_checkpoint(self.folder) if self.resume == "latest" else Path(self.resume)
+        except FileNotFoundError:
             logger.warning("resume: no checkpoint in %s yet: the run starts from the beginning", self.folder)
             return
-        path = newest_checkpoint(self.folder) if self.resume == "latest" else Path(self.resume)
         content = load_tensors(path)
         absent = sorted(set(everything) - set(content if isinstance(content, dict) else ()))
         if absent:

@@ -19,7 +19,8 @@ from typing import Any
 from .privacy import pseudonym
 from .run import write_atomically
 
-__all__ = ["ConfigMismatch", "SeenPatients", "check_training_config", "check_unseen_patients", "record_patients"]
+__all__ = ["ConfigMismatch", "SeenPatients", "check_training_config", "check_unseen_patients", "record_patients",
+           "run_folder_of"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +49,9 @@ def check_training_config(
     Raises:
         ConfigMismatch: if any value differs, or the config is not readable.
     """
-    if weights is None:
-        return
     problems = []
-    for path in [weights] if isinstance(weights, str | os.PathLike) else weights:
-        trained = _training_config(Path(path))
+    for path in _files(weights):
+        trained = _training_config(path)
         if trained is None:
             logger.info("%s: no config.json of a training beside it, settings cannot be compared", path)
             continue
@@ -90,8 +89,8 @@ def check_unseen_patients(
     """
     patients = {str(item["patient_id"]) for item in items}
     problems = []
-    for path in [weights] if isinstance(weights, str | os.PathLike) else weights or ():
-        file = _run_folder(Path(path)) / PATIENTS
+    for path in _files(weights):
+        file = run_folder_of(path) / PATIENTS
         if not file.is_file():
             logger.info("%s: no list of training patients beside it, seen patients cannot be told", path)
             continue
@@ -108,12 +107,17 @@ def check_unseen_patients(
         )
 
 
-def _run_folder(weights: Path) -> Path:
+def _files(weights: str | os.PathLike[str] | Sequence[str] | None) -> list[Path]:
+    return [Path(path) for path in ([weights] if isinstance(weights, str | os.PathLike) else weights or ())]
+
+
+def run_folder_of(weights: Path) -> Path:
+    """The folder of the training run that left a weights file or a checkpoint."""
     return weights.parent.parent if weights.parent.name == "checkpoints" else weights.parent
 
 
 def _training_config(path: Path) -> dict[str, Any] | None:
-    file = _run_folder(path) / "config.json"
+    file = run_folder_of(path) / "config.json"
     if not file.is_file():
         return None
     try:

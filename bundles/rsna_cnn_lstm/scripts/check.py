@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from transforms.body import CropBody
-from transforms.dicom_headers import CT_CLASSES, image_types
+from transforms.dicom_headers import CT_CLASSES, NO_SLICE, image_types
 from transforms.errors import DAMAGED, SeriesError
 from transforms.geometry import SeriesSummary
 from transforms.series import LoadSeries
@@ -51,7 +51,6 @@ DESCRIPTION_TAGS = [
 ]  # fmt: skip
 PLANES = ("sagittal", "coronal", "axial")  # by the axis that their normal is nearest to
 BAD_ROWS = "rows or tables that cannot be used"
-NO_SLICE = ("LOCALIZER", "SCREEN SAVE")  # by Image Type
 NO_NEGATIVE = "no value below 0"  # air has HU below: perhaps the intercept was left out
 ENTRIES = {"HF": "head-first", "FF": "feet-first"}
 

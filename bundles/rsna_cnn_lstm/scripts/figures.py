@@ -67,6 +67,14 @@ def _title(name: str) -> str:
     return name.replace("_", " ")
 
 
+def _name_rows(axis: Axes, names: Sequence[str], what: str) -> None:
+    """A row for each name from the top down; `what` lies along them."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel(what)
+
+
 def _interval(axis: Axes, figure: Mapping[str, Any], height: float, colour: str, label: str | None = None) -> None:
     """A point with its interval, as a row of a dot plot."""
     if figure["low"] is not None:
@@ -87,10 +95,7 @@ def terms_figure(metrics: Mapping[str, Any]) -> Figure:
         axis.plot([base], [height], "D", color=GREY, label="weighted class frequencies" if first else None, zorder=2)
         _interval(axis, value, height, BLUE, "this run, 95 % interval" if first else None)
     axis.axhline(0.5, color="#9aa5b1", linewidth=0.8)
-    axis.set_yticks(range(len(rows)), [_title(name) for name in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.grid(axis="y", visible=False)
-    axis.set_xlabel("weighted log loss (lower is better)")
+    _name_rows(axis, [_title(name) for name in rows], "weighted log loss (lower is better)")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
     return figure
 
@@ -103,10 +108,7 @@ def runs_figure(rows: Sequence[tuple[str, Mapping[str, Any]]], baseline: float) 
     for height, (_, value) in enumerate(rows):
         _interval(axis, value, height, GREY if height else BLUE)
     axis.axvline(baseline, color=ORANGE, linestyle="--", linewidth=1.2, label="weighted class frequencies")
-    axis.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.grid(axis="y", visible=False)
-    axis.set_xlabel("score (lower is better)")
+    _name_rows(axis, [name for name, _ in rows], "score (lower is better)")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=1)
     return figure
 

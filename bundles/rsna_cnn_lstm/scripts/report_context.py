@@ -12,6 +12,7 @@ import numpy as np
 
 from workflow.dataset import SlabDataset
 from workflow.privacy import pseudonym
+from workflow.provenance import run_folder_of
 
 from .earlier_runs import find_earlier_runs
 from .figures import learning_figure, runs_figure, slices_figure
@@ -74,8 +75,7 @@ def learning(weights: str | Path | Sequence[str | Path] | None) -> Section:
     if not isinstance(weights, (str, Path)):
         section.text.append("These results are not those of one weights file: there is no single training to show.")
         return section
-    folder = Path(weights).absolute().parent
-    folder = folder.parent if folder.name == "checkpoints" else folder
+    folder = run_folder_of(Path(weights).absolute())
     scalars = read_scalars(folder / "tensorboard")
     epochs = by_epoch(scalars)
     if epochs.empty:
