@@ -19,7 +19,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, DiskSaver, global_step_from_engine
 from torch import nn
 
-from .dataset import EpochSampler
+from .sampler import EpochSampler
 from .weights import WeightsError, load_tensors
 
 __all__ = ["Checkpoints", "RandomState", "WeightsSaver", "newest_checkpoint"]

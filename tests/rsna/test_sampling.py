@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundles.rsna_cnn_lstm.scripts.sampling import inverse_frequency, sampling_weights
-from workflow.dataset import EpochSampler
+from workflow.sampler import EpochSampler
 
 
 def slow(items: list[dict]) -> list[float]:

@@ -24,7 +24,8 @@ from bundles.voco2d_pretrain.scripts.loss import VoCoLoss
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
 from bundles.voco2d_pretrain.scripts.teacher import MomentumAverage, TeacherUpdate
 from workflow.checkpoint import Checkpoints, RandomState, WeightsSaver, newest_checkpoint
-from workflow.dataset import EpochSampler, collate_plain
+from workflow.dataset import collate_plain
+from workflow.sampler import EpochSampler
 from workflow.training import GradientClipping, LossMeans
 from workflow.weights import WeightsError, read_weights
 

@@ -17,7 +17,8 @@ from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoise
 from torch.utils.data import DataLoader
 
 from transforms import SeriesError
-from workflow.dataset import EpochSampler, PreparationError, SeriesDataset, SlabDataset, collate_plain
+from workflow.dataset import PreparationError, SeriesDataset, SlabDataset, collate_plain
+from workflow.sampler import EpochSampler
 
 
 class Read(MapTransform):

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
 from networks import Backbone
 from workflow import distributed
-from workflow.dataset import EpochSampler
 from workflow.distributed import ProcessGroup, parallel
+from workflow.sampler import EpochSampler
 
 RANKS = 2
 DATA = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
