@@ -7,14 +7,18 @@ The bundles' ``multi_gpu_train.json`` puts these into a run; with ``--backend gl
 
 from __future__ import annotations
 
+import atexit
 import os
+from datetime import timedelta
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .peers import Peers
 from .run import select_device
 
 __all__ = ["ProcessGroup", "parallel"]
@@ -23,29 +27,48 @@ __all__ = ["ProcessGroup", "parallel"]
 class ProcessGroup:
     """This process among those that ``torchrun`` started.
 
+    Between `start` and `stop` a process that ends takes the others with it, and each says so (see `workflow.peers`).
+
     Args:
         backend: ``nccl`` or ``gloo``.
         device: None for the CUDA device of the local rank; or ``cpu``.
+        timeout_minutes: how long a process waits for the others where they meet; longer than one of them may need
+            alone, as for preparing series that are not in the cache yet.
 
     Raises:
-        RuntimeError: outside ``torchrun``.
+        RuntimeError: outside ``torchrun``. ValueError: for a time that is not positive.
     """
 
-    def __init__(self, backend: str = "nccl", device: str | None = None) -> None:
+    def __init__(self, backend: str = "nccl", device: str | None = None, timeout_minutes: float = 30) -> None:
         absent = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
         if absent:
             raise RuntimeError(f"multi_gpu_train needs torchrun: the environment lacks {', '.join(absent)}")
-        self.backend, self.rank = backend, int(os.environ["RANK"])
+        if not timeout_minutes > 0:
+            raise ValueError(f"timeout_minutes: expected a positive number, got {timeout_minutes!r}")
+        self.backend, self.rank, self.timeout = backend, int(os.environ["RANK"]), timedelta(minutes=timeout_minutes)
         self.device = select_device(f"cuda:{os.environ['LOCAL_RANK']}" if device is None else device)
+        self.peers: Peers | None = None
 
     def start(self) -> None:
         """Join the group; everything that asks for rank or world size comes after this."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        dist.init_process_group(self.backend)
+        if "SLURM_JOB_ID" in os.environ:
+            # Ignite believes SLURM before torchrun; with one torchrun a node SLURM counts 0 for all its processes
+            os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]
+        dist.init_process_group(self.backend, timeout=self.timeout)
+        atexit.register(self.stop)  # of a run that fails, too
+        self.peers = Peers()
+        self.peers.watch()
 
     def stop(self) -> None:
-        dist.destroy_process_group()
+        """Leave the group; nothing is left of it in this process. Once is enough, more do no harm."""
+        atexit.unregister(self.stop)
+        if self.peers is not None:
+            self.peers.unwatch()
+        idist.finalize()  # Ignite keeps a model of its own of the group, which would outlive it
+        if dist.is_initialized():  # nothing has asked Ignite for it
+            dist.destroy_process_group()
 
 
 def parallel(module: nn.Module, device: torch.device, *, sync_batch_norm: bool = True) -> DistributedDataParallel:
