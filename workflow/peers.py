@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # what a process gets whose partner is gone, or does not come
 LOST = re.compile(r"Dist\w*Error: |RuntimeError: .*(gloo|nccl|by peer|broken pipe)", re.IGNORECASE | re.DOTALL)
-TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
+TIMED_OUT = re.compile(r"(Runtime|Dist\w*)Error: .*(timed out waiting|timeout)", re.IGNORECASE | re.DOTALL)
 ADVICE = "go on with --resume latest, with as many processes as you like"
 # torchrun looks after its processes every 0.1 s. One that ended because of another waits for it, so that the summary
 # names the other.
@@ -89,32 +89,37 @@ class Peers:
         """Exception hook: an own error in full, one that another rank caused in a line."""
         self._ending = True
         what = root_cause(error)
-        if LOST.match(what):
+        line = redact(what.splitlines()[0])
+        if TIMED_OUT.match(what):
+            line = self._say(f"it waited for the others for timeout_minutes: {line}")
+            _tell_torchrun(line)
+        elif LOST.match(what):
             limit = time.monotonic() + PATIENCE
             while not self._told_to_stop and not self.missing() and time.monotonic() < limit:
                 time.sleep(0.05)
-            waited = "it waited for the others for timeout_minutes: " if TIMED_OUT.search(what) else "it lost another: "
-            self._say(waited + redact(what.splitlines()[0]))
+            self._say(f"it lost another: {line}")
             while not self._told_to_stop and time.monotonic() < limit:
                 time.sleep(0.05)
         else:
             self._before[0](kind, error, traceback)
-            _tell_torchrun(what)
+            _tell_torchrun(redact(what))
 
-    def _say(self, why: str) -> None:
+    def _say(self, why: str) -> str:
         size = len(self.processes)
         gone = ", ".join(map(str, self.missing()))
         first = f"rank {gone} of {size} ended" if gone else f"rank {self.rank} of {size} cannot go on: {why}"
         ends = f", and rank {self.rank} with it" if gone else ""
-        logger.critical("%s%s; %s", first, ends, ADVICE)
+        line = f"{first}{ends}; {ADVICE}"
+        logger.critical(line)
+        return line
 
 
 def _tell_torchrun(what: str) -> None:
-    """Put an error where torchrun takes its summary from (without UIDs, as in the logs)."""
+    """Put an error where torchrun takes its summary from."""
 
     @record
     def fail() -> None:
-        raise RankError(redact(what))
+        raise RankError(what)
 
     with suppress(RankError):
         fail()

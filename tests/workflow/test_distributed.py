@@ -5,9 +5,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import sys
+from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
+import ignite.distributed as idist
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -45,6 +50,8 @@ def process(rank: int, folder: str, port: int) -> None:
         "WORLD_SIZE": RANKS,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
+        "SLURM_JOB_ID": 1,
+        "SLURM_LOCALID": 0,
     }
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
@@ -58,8 +65,16 @@ def process(rank: int, folder: str, port: int) -> None:
     shard = list(sampler)
     result = {"rank": group.rank, "shard": shard, "weights": step(module, plain, shard)}
     torch.save({**result, "wrapped": isinstance(module, DistributedDataParallel)}, Path(folder) / f"{rank}.pt")
+    assert idist.get_world_size() == RANKS  # now Ignite has a model of the group, which must go with it
+    assert (idist.get_local_rank(), idist.get_nproc_per_node()) == (rank, RANKS)  # SLURM says 0 for both
+    assert sys.excepthook == group.peers._explain
+    group.stop()
     group.stop()
     assert not torch.distributed.is_initialized()
+    assert idist.get_world_size() == 1
+    assert idist.get_rank() == 0
+    assert sys.excepthook != group.peers._explain
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_two_processes_share_the_data_and_step_alike(tmp_path):
@@ -95,12 +110,18 @@ def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     chosen, started = [], []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr("workflow.distributed.dist.init_process_group", started.append)
+    monkeypatch.setattr(
+        "workflow.distributed.dist.init_process_group", lambda backend, timeout: started.append((backend, timeout))
+    )
+    monkeypatch.setattr("workflow.distributed.Peers", Mock())
     group = ProcessGroup()
     group.start()
+    group.stop()
     assert (group.rank, group.device) == (5, torch.device("cuda:1"))
     assert chosen == [torch.device("cuda:1")]
-    assert started == ["nccl"]
+    assert started == [("nccl", timedelta(minutes=30))]
+    with pytest.raises(ValueError, match="timeout_minutes: expected a positive number, got 0"):
+        ProcessGroup(timeout_minutes=0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="'cuda:1' was asked for"):
         ProcessGroup()

@@ -6,15 +6,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
-
-from workflow.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -83,14 +80,32 @@ def manifest(folder: Path) -> dict:
 
 
 def test_a_killed_rank_ends_the_job_which_resumes_with_another_world_size(torchrun, run_bundle, phantoms, tmp_path):
-    run = ("--run_name", "r", "--max_epochs", 4)
-    begin = time.monotonic()
-    job = torchrun(*run, fault={"kind": "killed", "rank": 1, "epoch": 2})
-    first = tmp_path / "r" / "checkpoints"
+    folder, run = tmp_path / "r", ("--run_name", "r")
+    job = torchrun(*run, "--max_epochs", 4, fault={"kind": "killed", "rank": 1, "epoch": 2})
     output, _ = job.communicate(timeout=300)
-    print(output[-6000:])
-    assert job.returncode != 0
+    assert job.returncode not in (0, None)
     line = f"rank 1 of 2 ended, and rank 0 with it; {ADVICE}"
     assert line in output
-    assert line in (tmp_path / "r" / "log.txt").read_text(encoding="utf-8")
-    assert manifest(tmp_path / "r")["result"] == f"failed: {line}"
+    assert line in (folder / "log.txt").read_text(encoding="utf-8")
+    assert manifest(folder)["result"] == f"failed: {line}"
+    assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", output, re.DOTALL)
+
+
+def test_an_error_of_one_rank_ends_all_and_comes_first(torchrun, tmp_path):
+    job = torchrun("--run_name", "r", "--max_epochs", 2, fault={"kind": "not a number", "rank": 0, "epoch": 1})
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode not in (0, None)
+    error = "FloatingPointError: the loss is nan at iteration 1 (epoch 1), series "
+    assert output.index(f"error: {error}") < output.index(f"rank 0 of 2 ended, and rank 1 with it; {ADVICE}")
+    assert re.search(rf"Root Cause.*rank +: 0 .*RankError: {re.escape(error)}", output, re.DOTALL)
+    assert manifest(tmp_path / "r")["result"].startswith(f"failed: {error}")
+    assert "the run failed after" in (tmp_path / "r" / "log.txt").read_text(encoding="utf-8")
+
+
+def test_a_rank_that_hangs_ends_the_job_after_timeout_minutes(torchrun, tmp_path):
+    fault = {"kind": "hanging", "rank": 1, "epoch": 1}
+    job = torchrun("--run_name", "r", "--max_epochs", 2, "--timeout_minutes", 0.1, fault=fault)
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode not in (0, None)
+    assert "rank 0 of 2 cannot go on: it waited for the others for timeout_minutes: " in output
+    assert manifest(tmp_path / "r")["result"].startswith("failed: rank 0 of 2 cannot go on")
