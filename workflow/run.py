@@ -31,7 +31,6 @@ import pandas as pd
 import torch
 from monai.utils import set_determinism
 
-from .ending import EarlyEnd
 from .guard import running_config
 from .privacy import anonymous_path, anonymous_text, redact, redacted_logs
 
@@ -200,21 +199,13 @@ class RunFolder:
         if failed:
             raise SystemExit(1)
 
-    def _fail(self, reason: str) -> None:
-        """Say in log and manifest how a run ended that did not finish."""
-        if self.path.is_dir():
-            logger.error("the run failed after %.0f s: %s", time.time() - self._started, reason)
-            self._write_manifest(result=f"failed: {redact(reason)}")
-        self._until_finish.close()
-
     def _log_to_file(self) -> None:
         log = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
-        for handler in (log, EarlyEnd(self._fail)):
-            root.addHandler(handler)
-            self._until_finish.callback(handler.close)
-            self._until_finish.callback(root.removeHandler, handler)
+        root.addHandler(log)
+        self._until_finish.callback(log.close)
+        self._until_finish.callback(root.removeHandler, log)
         root.setLevel(min(root.level or logging.INFO, logging.INFO))
 
     def _write_manifest(self, result: Any) -> None:
