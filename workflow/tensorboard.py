@@ -28,7 +28,7 @@ class LazyWriter:
         self._writer: SummaryWriter | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked by copy and pickle, before there is anything
+        if name.startswith("__") or name in ("_log_dir", "_writer"):  # what copy and pickle ask for
             raise AttributeError(name)
         if self._writer is None:
             self._writer = SummaryWriter(self._log_dir)

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine, Events
 from monai.bundle.utils import DEFAULT_HANDLERS_ID
 from monai.utils import optional_import, path_to_uri
 
 from .manifest import parameters
 from .privacy import redact
 
-__all__ = ["TrackedRun", "TrackingError", "is_tracked"]
+__all__ = ["OutputAsList", "TrackedRun", "TrackingError", "is_tracked"]
 
 SQLITE = "sqlite:///"
 MOST = 100  # parameters that MLflow takes at once
@@ -92,3 +93,14 @@ class TrackedRun:
             if (folder / name).is_file():
                 self._client.log_artifact(self._id, str(folder / name))
         self._client.set_terminated(self._id, status)
+
+
+class OutputAsList:
+    """Trainer handler for the end of the list: MONAI's tracking takes the loss out of a list of outputs, as an engine
+    that decollates has it. Ours do not, and it would get a tuple in place of a number."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        engine.state.output = [engine.state.output]
