@@ -34,7 +34,8 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from .errors import root_cause
 from .privacy import redact
 
-__all__ = ["CheckedWorkflow", "RefusedValue", "UnknownOverride", "check_overrides", "running_config"]
+__all__ = ["CheckedWorkflow", "RefusedValue", "UnknownOverride", "check_overrides", "given_overrides",
+           "running_config"]  # fmt: skip
 
 # arguments of `python -m monai.bundle run` itself; the rest overrides the config
 RUN_ARGUMENTS = (
@@ -102,6 +103,13 @@ def command_line(argv: Sequence[str]) -> dict[str, Any]:
     return pairs
 
 
+def given_overrides(argv: Sequence[str]) -> dict[str, Any]:
+    """The overrides on MONAI's own command line; none on another."""
+    if Path(argv[0]).parts[-3:-1] != ("monai", "bundle"):
+        return {}
+    return {name: value for name, value in command_line(argv).items() if name not in RUN_ARGUMENTS}
+
+
 def _is_flag(token: str) -> bool:
     """Whether Fire takes it for a flag: a negative number is a value."""
     return re.match(r"--?[A-Za-z_]", token) is not None
@@ -152,13 +160,13 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv if argv is None else argv
     if Path(argv[0]).parts[-3:-1] == ("monai", "bundle"):
         sys.excepthook = explain_last
-        pairs = command_line(argv)
-        files = pairs.get("config_file", [])
+        files = command_line(argv).get("config_file", [])
         content = ConfigParser.load_config_files(files)
         known |= set(_ids({key: value for key, value in content.items() if key not in RESERVED}))
-        overrides = [_normalise(name) for name in pairs if name not in RUN_ARGUMENTS]
+        given = given_overrides(argv)
+        overrides = [_normalise(name) for name in given]
         unknown += [name for name in overrides if name not in known and name not in unknown and "#" in name]
-        _refuse_lost_values({name: pairs[name] for name in pairs if name not in RUN_ARGUMENTS})
+        _refuse_lost_values(given)
     if unknown:
         _stop(UnknownOverride(unknown, known))
 

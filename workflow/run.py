@@ -6,7 +6,7 @@
 output_root/run_name/
   config.json        the executed config, overrides included
   log.txt            what went to the console
-  run.json           the manifest: versions, device, duration, result
+  run.json           the manifest: versions, arguments, data, duration, result (`workflow.manifest`)
   checkpoints/       full checkpoints for resuming          model.pt   the weights to use
   tensorboard/       scalars and images
 ```
@@ -14,31 +14,32 @@ output_root/run_name/
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 import pandas as pd
 import torch
 from monai.utils import set_determinism
 
+from .errors import root_cause
 from .guard import running_config
+from .manifest import described, environment, history, local_time, peak_memory, sha256_of
 from .privacy import anonymous_path, anonymous_text, redact, redacted_logs
+from .tracking import TrackedRun, is_tracked
 
 __all__ = ["RunFolder", "select_device", "use_amp", "whole_file", "write_atomically"]
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = ("monai", "torch", "numpy", "timm", "pytorch-ignite", "pydicom", "highdicom", "nibabel", "scikit-learn")
 
 
 def select_device(device: str | None = None) -> torch.device:
@@ -94,16 +95,6 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             Path(file.name).unlink(missing_ok=True)
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 class RunFolder:
     """Names the files of a run; `start` creates the folder, seeds the random generators and logs what runs where.
 
@@ -113,6 +104,10 @@ class RunFolder:
         resume: None for a new run, ``latest`` or a checkpoint file to go on with one.
         anonymise: name series in ``failed.csv`` by pseudonyms instead of paths, and keep UIDs out of ``config.json``
             and ``run.json`` as out of the logs.
+        tracking_uri: MLflow's store, where the config is run with ``--tracking mlflow``.
+        experiment_name: MLflow's experiment.
+
+    `config` (the executed config), `metrics` (the last figures) and `data` (what they are of) go into the manifest.
 
     Raises:
         ValueError: if `run_name` is not a plain name, or ``resume="latest"`` comes without one.
@@ -124,6 +119,8 @@ class RunFolder:
         run_name: str | None = None,
         resume: str | None = None,
         anonymise: bool = False,
+        tracking_uri: str = "",
+        experiment_name: str = "",
     ) -> None:
         if resume == "latest" and run_name is None:
             raise ValueError("resume: 'latest' needs the run_name of the run to go on with")
@@ -133,6 +130,11 @@ class RunFolder:
         self.path = Path(output_root).expanduser().absolute() / name
         self.resume = resume
         self.anonymise = anonymise
+        self.config: dict[str, Any] = {}
+        self.metrics: dict[str, float | None] = {}
+        self.data: dict[str, dict[str, Any]] = {}
+        self._store = (tracking_uri, experiment_name)
+        self._tracked: TrackedRun | None = None
         self._started = time.time()
         self._until_finish = ExitStack()  # the log file, and what keeps UIDs out of logs
 
@@ -169,12 +171,21 @@ class RunFolder:
         set_determinism(seed=seed)
         self._until_finish.enter_context(redacted_logs())
         if main_process:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._log_to_file()
-            config = {key: value for key, value in (running_config() or {}).items() if key != "_meta_"}
-            self._write("config.json", json.dumps(config, indent=4, default=str))
-            self._write_manifest(result="started")
-            logger.info("run folder: %s", self.path)
+            self._begin()
+
+    def _begin(self) -> None:
+        """The folder and its first files, and somebody who notices when the run does not reach its end."""
+        self.config = {key: value for key, value in (running_config() or {}).items() if key != "_meta_"}
+        self.path.mkdir(parents=True, exist_ok=True)
+        if is_tracked(self.config):
+            self._tracked = TrackedRun(*self._store, self.path.name, self.config, anonymise=self.anonymise)
+        self._log_to_file()
+        self._manifest = {**environment(), "resume": self.resume, "config": "config.json"}
+        self._earlier = history(self.path)
+        self._write("config.json", json.dumps(self.config, indent=4, default=str))
+        self._write_manifest(result="started")
+        self._notice_failure()
+        logger.info("run folder: %s", self.path)
 
     def finish(self, failed: Sequence[tuple[str, str]] = (), main_process: bool = True) -> None:
         """List the series that failed in ``failed.csv``, then complete the manifest.
@@ -193,7 +204,8 @@ class RunFolder:
             write_atomically(self.path / "failed.csv", table.to_csv(index=False))
             logger.error("%d series failed, listed in %s", len(failed), self.path / "failed.csv")
         if main_process:
-            self._write_manifest(result=f"completed, {len(failed)} series failed" if failed else "completed")
+            result = f"completed, {len(failed)} series failed" if failed else "completed"
+            self._end(result, status="FINISHED")
             logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
         self._until_finish.close()  # the next run of this process has a log of its own
         if failed:
@@ -208,14 +220,53 @@ class RunFolder:
         self._until_finish.callback(root.removeHandler, log)
         root.setLevel(min(root.level or logging.INFO, logging.INFO))
 
-    def _write_manifest(self, result: Any) -> None:
+    def _notice_failure(self) -> None:
+        """An error that ends the process ends up in the manifest, before its traceback is printed: MONAI runs
+        `finalize` only after a run that went well."""
+        process, previous = os.getpid(), sys.excepthook
+
+        def note(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+            try:
+                if os.getpid() == process:
+                    interrupted = isinstance(error, KeyboardInterrupt)
+                    self._fail("interrupted" if interrupted else "failed", described(root_cause(error)))
+            finally:
+                previous(kind, error, traceback)
+
+        def note_exit() -> None:  # an exit that is no error, or an error that a Python caller kept to itself
+            if os.getpid() == process and self.path.is_dir():
+                self._fail("failed", {"class": "SystemExit", "message": "the process ended before the run did"})
+
+        def forget() -> None:
+            atexit.unregister(note_exit)
+            sys.excepthook = previous if sys.excepthook is note else sys.excepthook
+
+        sys.excepthook = note
+        atexit.register(note_exit)
+        self._until_finish.callback(forget)
+
+    def _fail(self, result: str, error: dict[str, str]) -> None:
+        self._end(result, error, status="KILLED" if result == "interrupted" else "FAILED")
+        self._until_finish.close()
+
+    def _end(self, result: str, error: dict[str, str] | None = None, *, status: str) -> None:
+        """Say how the run ended; in MLflow too, with MLflow's `status`."""
+        self._write_manifest(result, error)
+        if self._tracked is not None:
+            self._tracked.close(status, self.path)
+
+    def _write_manifest(self, result: str, error: dict[str, str] | None = None) -> None:
         manifest = {
-            "command": sys.argv,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._started)),
-            "duration_s": round(time.time() - self._started, 1),
             "result": result,
-            "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "cuda": torch.version.cuda},
-            "versions": _versions(),
+            "error": error,
+            "started": local_time(self._started),
+            "duration_s": round(time.time() - self._started, 1),
+            **self._manifest,
+            "data": self.data,
+            "peak_memory": peak_memory(),
+            "metrics": self.metrics,
+            "weights": None if result == "started" else sha256_of(Path(self.model)),
+            "earlier": self._earlier,
         }
         self._write("run.json", json.dumps(manifest, indent=4))
 

@@ -182,7 +182,7 @@ class CrossValidation:
         """
         if not _is_finished(folder):
             resume = "latest" if folder.is_dir() and any(folder.iterdir()) else None
-            own = {**(later or {}), "resume": resume}
+            own = {**(later or {}), "resume": resume, "run_name": folder.name}
             own |= {"run_folder#output_root": str(self.folder), "run_folder#run_name": folder.name}
             files = [str(self.configs / configs[0]), self._write(f"{folder.name}_content.json", common)]
             files += [str(self.configs / name) for name in configs[1:]] + [self._write(f"{folder.name}.json", own)]
