@@ -1,54 +1,77 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Full checkpoints for resuming and the flat ``model.pt``, both written under a temporary name and renamed (Ignite's
-atomic DiskSaver), so that a run killed while it writes keeps the last good file."""
+"""Full checkpoints for resuming and the flat ``model.pt``. Both are written under a temporary name, flushed to the disk
+and renamed (Ignite's DiskSaver does not flush, and its Checkpoint removes an old file before it writes the new one), so
+that a run that is killed while it writes, a full disk or a loss of power leave the last good file."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-import random
+import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver, global_step_from_engine
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from .errors import NonFiniteError
+from .progress import Progress, RandomState, ScalerState, load_optimizer, load_scheduler, rescale_averages
+from .run import whole_file
 from .sampler import EpochSampler
 from .weights import WeightsError, load_tensors
 
-__all__ = ["Checkpoints", "RandomState", "WeightsSaver", "newest_checkpoint"]
+__all__ = ["Checkpoints", "WeightsSaver", "is_whole", "newest_checkpoint", "numbered", "save_tensors"]
 
 logger = logging.getLogger(__name__)
 
 
-class RandomState:
-    """State of the random generators of Python, numpy and torch, as plain types that ``weights_only=True`` accepts."""
+def save_tensors(path: Path, content: Any) -> None:
+    """``torch.save`` of a whole file; what a killed run left half-written beside it is removed.
 
-    def state_dict(self) -> dict[str, Any]:
-        version, internal, gauss = random.getstate()
-        _, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global state is meant
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {
-            "python": [version, list(internal), gauss],
-            "numpy": [keys.tolist(), int(position), int(has_gauss), float(cached)],
-            "torch": torch.get_rng_state(),
-            "cuda": cuda,
-        }
+    Raises:
+        OSError: naming the file, where the disk is full or fails.
+    """
+    for leftover in path.parent.glob("*.pt.*.tmp"):
+        leftover.unlink()
+    with whole_file(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer hides what the system said
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise cause from None
+            raise OSError(f"{path} could not be written: {error}") from error
+    # the name too has to be on the disk before an older file is removed
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
-        keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state(("MT19937", np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
-        torch.set_rng_state(state["torch"].cpu())
-        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
+
+def is_whole(path: Path) -> bool:
+    """Whether a file that `save_tensors` wrote still is what it was, by the checksums in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, ValueError, EOFError, OSError):
+        return False
+
+
+def numbered(folder: str | os.PathLike[str]) -> list[tuple[int, Path]]:
+    """(iteration, path) of the checkpoints in a folder, the newest first."""
+    found = [(re.fullmatch(r"checkpoint_(\d+)\.pt", path.name), path) for path in Path(folder).glob("checkpoint_*.pt")]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:
@@ -57,25 +80,28 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: if the folder holds none.
     """
-    found = list(Path(folder).glob("checkpoint_*.pt"))
+    found = numbered(folder)
     if not found:
         raise FileNotFoundError(f"resume: no checkpoint in {folder}")
-    return max(found, key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+    return found[0][1]
 
 
 class Checkpoints:
     """Trainer handler: saves everything that a run needs to go on, and restores it.
 
-    Place it after the validation handler, so that the best metric of the epoch is in the checkpoint.
+    Place it after all other handlers, so that what they did in an iteration or epoch is in the checkpoint. A loss or
+    gradient that is no number leaves a checkpoint of the state before that step.
 
     Args:
         folder: where ``checkpoint_<iteration>.pt`` goes.
-        objects: what to save, by name; each has ``state_dict`` and ``load_state_dict``. The trainer itself and the
+        objects: what to save, by name; each has ``state_dict`` and ``load_state_dict``. Position, gradient scaler and
             random generators are added.
-        sampler: told the epoch when it starts.
-        resume: None, a file, or ``latest``, which starts from the beginning where there is no checkpoint yet.
+        sampler: told the epoch when it starts, and how much of it was consumed before.
+        resume: None, a file, or ``latest``: the last one that is whole, or the beginning where there is none yet.
         keep: number of checkpoints kept.
         interval: epochs between two.
+        every_steps: steps of the optimizer between two within an epoch; None for none.
+        accumulation_steps: batches a step.
     """
 
     def __init__(
@@ -87,43 +113,132 @@ class Checkpoints:
         resume: str | None = None,
         keep: int = 2,
         interval: int = 1,
+        every_steps: int | None = None,
+        accumulation_steps: int = 1,
     ) -> None:
-        self.folder, self.objects, self.sampler, self.resume = folder, dict(objects), sampler, resume
-        self.keep, self.interval = keep, interval
+        if every_steps is not None and (not isinstance(every_steps, int) or every_steps < 1):
+            raise ValueError(f"save_every_steps: expected a number of steps from 1 on or null, got {every_steps!r}")
+        self.folder, self.objects, self.sampler, self.resume = Path(folder), dict(objects), sampler, resume
+        self.keep, self.interval, self.every_steps = keep, interval, every_steps
+        self.accumulation_steps = accumulation_steps
+        self.saved: int | None = None  # iteration of the last checkpoint
+        self.before: dict[str, Any] | None = None  # state before the step that is being computed
 
     def attach(self, engine: Engine) -> None:
-        everything = {**self.objects, "trainer": engine, "random": RandomState()}
-        save = Checkpoint(
-            everything,
-            DiskSaver(self.folder, create_dir=True, require_empty=False, atomic=True),
-            filename_pattern="checkpoint_{global_step}.pt",
-            n_saved=self.keep,
-            global_step_transform=global_step_from_engine(engine, Events.ITERATION_COMPLETED),
-        )
-        engine.add_event_handler(Events.STARTED, self._restore, everything)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, save)
+        self.progress = Progress(engine, self.sampler, self.accumulation_steps)
+        added = {"progress": self.progress, "scaler": ScalerState(engine), "random": RandomState()}
+        self.everything = {**self.objects, **added}
+        engine.add_event_handler(Events.STARTED, self._restore)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.progress.start_epoch)
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._remember)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self._save)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._rescue)
+        if self.every_steps is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_within_epoch)
 
-    def _start_epoch(self, engine: Engine) -> None:
-        if self.sampler is not None:
-            self.sampler.set_epoch(engine.state.epoch - 1)
+    def _content(self) -> dict[str, Any]:
+        return {name: thing.state_dict() for name, thing in self.everything.items()}
 
-    def _restore(self, engine: Engine, everything: Mapping[str, Any]) -> None:
+    def _save_within_epoch(self, engine: Engine) -> None:
+        # the last batch of an epoch is followed by the epoch's own checkpoint, after the validation
+        batches = self.progress.batches_of_epoch
+        if batches and batches % (self.every_steps * self.accumulation_steps) == 0:
+            self._save(engine)
+
+    def _save(self, engine: Engine) -> None:
+        if engine.state.iteration != self.saved and idist.get_rank() == 0:
+            self._write(self._content())
+
+    def _write(self, content: Mapping[str, Any]) -> Path:
+        iteration = content["progress"]["iteration"]
+        path = self.folder / f"checkpoint_{iteration}.pt"
+        save_tensors(path, content)
+        self.saved = iteration
+        for _, old in numbered(self.folder)[self.keep :]:
+            old.unlink()
+        return path
+
+    def _remember(self, engine: Engine) -> None:
+        """The state before a step: parameters and moments change in that step alone, so references to them do; the
+        buffers (running statistics of BN) change with each forward pass and are copied."""
+        if idist.get_rank() == 0 and self.progress.is_between_steps():
+            self.before = self._content()
+            for name, thing in self.everything.items():
+                if isinstance(thing, nn.Module):
+                    buffers = {key for key, _ in thing.named_buffers()} & set(self.before[name])
+                    self.before[name].update({key: self.before[name][key].clone() for key in buffers})
+
+    def _rescue(self, engine: Engine, error: BaseException) -> None:
+        if isinstance(error, NonFiniteError) and not error.rescued:
+            message = str(error)
+            if idist.get_rank() == 0 and self.before is not None:
+                path = self._write(self.before)
+                message += f". The state before that step is in {path}: --resume latest goes on from it, with a "
+                message += "smaller learning_rate or without those series"
+            idist.barrier()  # the first process to end would end the others
+            raise NonFiniteError(message, rescued=True) from error
+        raise error
+
+    def _find(self) -> tuple[Path, Any] | None:
         if self.resume is None:
+            return None
+        if self.resume != "latest":
+            return Path(self.resume), load_tensors(self.resume)
+        found = [path for _, path in numbered(self.folder)]
+        for path in found:
+            if is_whole(path):
+                return path, load_tensors(path)
+            logger.warning("resume: %s is damaged, the disk may be too: trying the checkpoint before it", path)
+        if found:
+            raise WeightsError(f"resume: none of the {len(found)} checkpoints in {self.folder} is whole")
+        logger.warning("resume: no checkpoint in %s yet: the run starts from the beginning", self.folder)
+        return None
+
+    def _restore(self, engine: Engine) -> None:
+        found = self._find()
+        if found is None:
             return
-        try:
-            path = newest_checkpoint(self.folder) if self.resume == "latest" else Path(self.resume)
-        except FileNotFoundError:
-            logger.warning("resume: no checkpoint in %s yet: the run starts from the beginning", self.folder)
-            return
-        content = load_tensors(path)
-        absent = sorted(set(everything) - set(content if isinstance(content, dict) else ()))
+        path, content = found
+        absent = sorted(set(self.everything) - set(content if isinstance(content, dict) else ()))
         if absent:
             raise WeightsError(f"{path}: is no full checkpoint of this kind of run, it lacks {absent}")
-        max_epochs = engine.state.max_epochs
-        Checkpoint.load_objects(to_load=dict(everything), checkpoint=content)
-        engine.state.max_epochs = max_epochs
-        logger.info("resumed from %s: epoch %d, iteration %d", path, engine.state.epoch, engine.state.iteration)
+        try:
+            self._load(engine, content)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise WeightsError(f"{path}: does not fit this run: {error}") from error
+        state = engine.state
+        logger.info("resumed from %s: epoch %d, iteration %d", path, state.epoch, state.iteration)
+        if state.epoch >= state.max_epochs:
+            logger.info("nothing left to do: %d of %d epochs are done", state.epoch, state.max_epochs)
+        idist.barrier()  # all processes have read it
+        if idist.get_rank() == 0:
+            self._begin_branch(path, state.iteration)
+
+    def _load(self, engine: Engine, content: Mapping[str, Any]) -> None:
+        self.progress.load_state_dict(content["progress"])
+        before, iteration = content["progress"]["iteration"], engine.state.iteration
+        for name, thing in self.everything.items():
+            if isinstance(thing, Optimizer):
+                load_optimizer(thing, content[name])
+            elif not isinstance(thing, (LRScheduler, Progress)):
+                thing.load_state_dict(content[name])
+            if isinstance(thing, nn.Module) and before != iteration:
+                rescale_averages(thing, before, iteration)
+        for name, thing in self.everything.items():
+            if isinstance(thing, LRScheduler):  # after its optimizer, whose rates it sets
+                load_scheduler(thing, content[name], before, iteration)
+
+    def _begin_branch(self, path: Path, iteration: int) -> None:
+        """From here on ``latest`` means this branch: later checkpoints of another one are set aside."""
+        own = self.folder / f"checkpoint_{iteration}.pt"
+        self.saved = iteration
+        if own.absolute() != path.absolute():  # from elsewhere, or of another length of the epoch
+            save_tensors(own, self._content())
+        for number, other in numbered(self.folder):
+            if number > iteration:
+                aside = other.with_name(f"{other.name}.old")
+                os.replace(other, aside)
+                logger.warning("resume: %s is later than where the run goes on: renamed to %s", other, aside.name)
 
 
 class WeightsSaver:
@@ -151,7 +266,7 @@ class WeightsSaver:
     ) -> None:
         self.path, self.module, self.metric = Path(path), module, metric if best else None
         self.sign = 1.0 if greater_is_better else -1.0
-        self.best = -math.inf
+        self.best, self.crc32 = -math.inf, None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -163,11 +278,20 @@ class WeightsSaver:
                 return
             self.best = value
             logger.info("best %s so far: %.4f", self.metric, self.sign * value)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
-        DiskSaver(self.path.parent, require_empty=False, atomic=True)(state, self.path.name)
+        if idist.get_rank() == 0:
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
+            save_tensors(self.path, state)
+            self.crc32 = self._checksum()
 
-    def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+    def _checksum(self) -> int | None:
+        return zlib.crc32(self.path.read_bytes()) if self.path.is_file() else None
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.best = state["best"]
+    def state_dict(self) -> dict[str, float | int | None]:
+        return {"best": self.best, "crc32": self.crc32}
+
+    def load_state_dict(self, state: Mapping[str, float | int | None]) -> None:
+        self.best, self.crc32 = state["best"], state["crc32"]
+        if self.metric is not None and self._checksum() != self.crc32:
+            # a later validation's, which comes again, or an abandoned branch's: the best of this one replaces it
+            logger.info("%s is not the file of this checkpoint: the next validation writes it", self.path)
+            self.best = -math.inf

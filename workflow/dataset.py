@@ -5,7 +5,6 @@ resume."""
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,12 +19,11 @@ from tqdm import tqdm
 
 from .cache import SlabCache, slab_bytes
 from .errors import root_cause
+from .run import DISK_FULL
 
 __all__ = ["PreparationError", "SeriesDataset", "SlabDataset", "collate_plain"]
 
 logger = logging.getLogger(__name__)
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PreparationError(ValueError):

@@ -11,6 +11,18 @@ class DatalistError(ValueError):
     """The data folder, datalist or fold file is not what it should be; the message names it."""
 
 
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient that is no number.
+
+    Args:
+        rescued: whether the message says already where the state before that step is.
+    """
+
+    def __init__(self, message: str, *, rescued: bool = False) -> None:
+        super().__init__(message)
+        self.rescued = rescued
+
+
 def root_cause(error: BaseException) -> str:
     """The error under MONAI's wrapping: it raises a RuntimeError from each error of a transform or a config
     expression."""

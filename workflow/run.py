@@ -15,9 +15,11 @@ output_root/run_name/
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -37,9 +39,12 @@ from .manifest import described, environment, history, local_time, peak_memory, 
 from .privacy import anonymous_path, anonymous_text, redact, redacted_logs
 from .tracking import TrackedRun, is_tracked
 
-__all__ = ["RunFolder", "select_device", "use_amp", "whole_file", "write_atomically"]
+__all__ = ["DISK_FULL", "RunFolder", "select_device", "use_amp", "whole_file", "write_atomically"]
 
 logger = logging.getLogger(__name__)
+
+# disk, quota or largest size of a file
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def select_device(device: str | None = None) -> torch.device:
@@ -81,18 +86,33 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write to that has its name when all of it is on the disk; nothing is left of one that is not."""
+    """A file to write to that has its name when all of it is on the disk; nothing is left of one that is not, but for a
+    ``<name>.*.tmp`` where the process was killed.
+
+    Raises:
+        OSError: naming the file and what to do, where there is no room for it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # a cache may serve several users
-            os.replace(file.name, path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    named = {"dir": path.parent, "prefix": f"{path.name}.", "suffix": ".tmp"}
+    try:
+        with tempfile.NamedTemporaryFile("wb", delete=False, **named) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)  # a cache may serve several users
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:  # closing the file, too, fails where there is no room
+        if error.errno not in DISK_FULL:
+            raise
+        what = f"{path} could not be written: {error.strerror}"
+        advice = "what was written before is whole: make room there, then start again (a training by --resume latest)"
+        raise OSError(
+            error.errno, f"{what} ({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free); {advice}"
+        ) from error
 
 
 class RunFolder:

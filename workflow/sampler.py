@@ -46,15 +46,18 @@ class EpochSampler(Sampler[int]):
         )
         if num_items < 1:
             raise ValueError(f"num_items: expected at least one item, got {num_items}")
-        self.num_items, self.seed, self.shuffle, self.epoch = num_items, seed, shuffle, 0
+        self.num_items, self.seed, self.shuffle = num_items, seed, shuffle
+        self.epoch, self.skip = 0, 0
         self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
         if self.weights is not None and (
             self.weights.shape != (num_items,) or not np.isfinite(self.weights).all() or self.weights.min() <= 0
         ):
             raise ValueError(f"weights: expected {num_items} positive numbers, got {self.weights}")
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """The epoch to come; its first `skip` items, of all processes together, are left out: a run that goes on in the
+        middle of an epoch has seen them. The length stays that of a whole epoch."""
+        self.epoch, self.skip = epoch, skip
 
     def __iter__(self) -> Iterator[int]:
         if self.weights is not None:
@@ -63,13 +66,14 @@ class EpochSampler(Sampler[int]):
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
         order = np.resize(order, len(self) * self.world_size)
-        return iter((self.epoch * self.num_items + order[self.rank :: self.world_size]).tolist())
+        order = order[self.skip :][self.rank :: self.world_size]
+        return iter((self.epoch * self.num_items + order).tolist())
 
     def _draw(self, weights: np.ndarray) -> list[int]:
         total = len(self) * self.world_size
         items = np.random.default_rng([self.seed, self.epoch]).choice(self.num_items, total, p=weights / weights.sum())
         numbers = (self.epoch * total + np.arange(total)) * self.num_items + items
-        return numbers[self.rank :: self.world_size].tolist()
+        return numbers[self.skip :][self.rank :: self.world_size].tolist()
 
     def __len__(self) -> int:
         return -(-self.num_items // self.world_size)

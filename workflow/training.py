@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping as IgniteEarlyStopping
 from monai.engines import IterationEvents
@@ -18,6 +19,8 @@ from monai.handlers import ValidationHandler
 from monai.utils import CommonKeys
 from torch import nn
 from torch.optim import Optimizer
+
+from .errors import NonFiniteError
 
 __all__ = [
     "EarlyStopping",
@@ -56,24 +59,46 @@ class GradientClipping:
 
 
 class StopAtNonFiniteLoss:
-    """Handler that ends the run at a NaN or infinite loss, before the step that would spoil the weights.
+    """Handler that ends the run at a NaN or infinite loss, before the step that would spoil the weights; in all
+    processes when it is that of one. `Checkpoints` then leaves a checkpoint of the state before that step.
+
+    Args:
+        optimizer: also end it at a gradient that is no number (of a finite loss, such as a square root at 0). With
+            mixed precision's gradient scaler such a step is skipped and the scale lowered instead, as it is meant to.
 
     Raises:
-        FloatingPointError: naming the iteration and the batch's series.
+        NonFiniteError: naming the iteration and the batch's series.
     """
+
+    def __init__(self, optimizer: Optimizer | None = None) -> None:
+        self.optimizer = optimizer
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+        if self.optimizer is not None:
+            self.optimizer.register_step_pre_hook(lambda *_: self._check_gradients(engine))
 
     def __call__(self, engine: Engine) -> None:
-        loss = engine.state.output[CommonKeys.LOSS]
-        if not torch.isfinite(loss).all():
-            batch = engine.state.batch
-            series = batch.get("series_id", "unknown") if isinstance(batch, dict) else "unknown"
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at iteration {engine.state.iteration} (epoch {engine.state.epoch}), "
-                f"series {series}"
-            )
+        loss = engine.state.output[CommonKeys.LOSS].detach()
+        bad = (~torch.isfinite(loss)).any().float()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        if bad:
+            self._stop(engine, f"the loss is {loss.item()}" if not torch.isfinite(loss) else "another process's loss")
+
+    def _check_gradients(self, engine: Engine) -> None:
+        groups = self.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            self._stop(engine, f"the norm of the gradient is {norm.item()} (the loss is finite)")
+
+    @staticmethod
+    def _stop(engine: Engine, what: str) -> NoReturn:
+        batch = engine.state.batch
+        series = batch.get("series_id", "unknown") if isinstance(batch, dict) else "unknown"
+        where = f"at iteration {engine.state.iteration} (epoch {engine.state.epoch})"
+        raise NonFiniteError(f"{what} {where}, series {series}")
 
 
 class Validation(ValidationHandler):
@@ -109,6 +134,7 @@ class EarlyStopping:
         if self.patience is not None:
             self.stopper = IgniteEarlyStopping(self.patience, self._score, engine)
             self.validator.add_event_handler(Events.COMPLETED, self.stopper)
+            self.trainer = engine
 
     def _score(self, validator: Engine) -> float:
         value = float(validator.state.metrics[self.metric])
@@ -120,6 +146,9 @@ class EarlyStopping:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.stopper is not None and state:
             self.stopper.load_state_dict(state)
+            if self.stopper.counter >= self.patience:
+                logger.info("nothing left to do: %s had not risen for %d validations", self.metric, self.patience)
+                self.trainer.terminate()
 
 
 def parameter_groups(
@@ -155,8 +184,16 @@ class LossMeans:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self.sums), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.sums, self.count = dict(state["sums"]), state["count"]
+
     def _reset(self, engine: Engine) -> None:
-        self.sums, self.count = {}, 0
+        length = engine.state.epoch_length
+        if not length or engine.state.iteration % length == 0:  # else the run goes on within an epoch
+            self.sums, self.count = {}, 0
 
     def _add(self, engine: Engine) -> None:
         output = engine.state.output
