@@ -162,9 +162,9 @@ def load_scheduler(scheduler: LRScheduler, state: Mapping[str, Any], before: int
             _log_change(f"lr_scheduler: {name}", value, state[name])
     # one that counts epochs has another number than the iteration, and keeps it
     step = iteration if state["last_epoch"] == before else state["last_epoch"]
-    scheduler.last_epoch = step - 1
-    scheduler._step_count = state["_step_count"] + step - state["last_epoch"] - 1  # as load_state_dict does
+    scheduler.last_epoch, scheduler._step_count = step - 1, state["_step_count"] + 1  # not the first of all steps
     scheduler.step()
+    scheduler._step_count = state["_step_count"] + step - state["last_epoch"]
 
 
 def rescale_averages(module: nn.Module, before: int, iteration: int) -> None:

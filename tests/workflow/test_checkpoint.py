@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import random
 from pathlib import Path
@@ -13,114 +14,12 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
-from monai.handlers import LrScheduleHandler
-from monai.optimizers import WarmupCosineSchedule
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from bundles.voco2d_pretrain.scripts.batch import PrepareCrops
-from bundles.voco2d_pretrain.scripts.loss import VoCoLoss
-from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
-from bundles.voco2d_pretrain.scripts.teacher import MomentumAverage, TeacherUpdate
-from workflow.checkpoint import Checkpoints, RandomState, WeightsSaver, newest_checkpoint
-from workflow.dataset import collate_plain
-from workflow.sampler import EpochSampler
-from workflow.training import GradientClipping, LossMeans
+from tests.workflow.small_training import EPOCHS, ITEMS, Cnn, assert_same, run
+from workflow.checkpoint import Checkpoints, WeightsSaver, newest_checkpoint
+from workflow.progress import RandomState
 from workflow.weights import WeightsError, read_weights
-
-ITEMS, BATCH, EPOCHS = 7, 2, 4
-
-
-class Cnn(nn.Module):
-    """A small backbone with BN and dropout."""
-
-    num_features = 6
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x).mean(dim=(2, 3))
-
-
-class Crops(Dataset):
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-    def __len__(self) -> int:
-        return ITEMS
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        self.seen.append(number)
-        generator = torch.Generator().manual_seed(number)
-        base = torch.randint(0, 256, (2, 2, 2, 1, 6, 6), dtype=torch.uint8, generator=generator)
-        overlap = torch.rand(2, 4, generator=generator)
-        return {"random_crops": base[0], "base_crops": base, "overlap": overlap / overlap.sum(dim=1, keepdim=True)}
-
-
-def run(
-    folder: Path, epochs: int, resume: str | None = None, seed: int = 0, total: int = EPOCHS
-) -> tuple[dict[str, Any], SupervisedTrainer]:
-    """Pretrain a tiny network; everything that must be the same after a resume, and the trainer."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    random.seed(seed)
-    sampler = EpochSampler(ITEMS, seed=1)
-    crops = Crops()
-    loader = DataLoader(crops, batch_size=BATCH, sampler=sampler, collate_fn=collate_plain)
-    voco = VoCoNetwork(Cnn(), hidden=8, out=8, average=MomentumAverage((0.5, 0.9), total * len(loader)))
-    optimizer = torch.optim.AdamW(voco.student.parameters(), lr=0.01, amsgrad=True)
-    scheduler = WarmupCosineSchedule(optimizer, warmup_steps=3, t_total=total * len(loader))
-    loss, losses = VoCoLoss(), []
-    objects = {"network": voco, "optimizer": optimizer, "lr_scheduler": scheduler}
-    trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=epochs,
-        train_data_loader=loader,
-        network=voco,
-        optimizer=optimizer,
-        loss_function=loss,
-        prepare_batch=PrepareCrops(),
-        decollate=False,
-        train_handlers=[
-            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
-            GradientClipping(optimizer, 1.0),
-            TeacherUpdate(voco, optimizer),
-            LossMeans(loss),
-            Checkpoints(str(folder), objects, sampler=sampler, resume=resume),
-        ],
-    )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output["loss"].item()))
-    trainer.run()
-    after = {
-        "network": voco.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
-        "random": [torch.rand(3), np.random.rand(3), random.random()],  # noqa: NPY002
-        "iteration": trainer.state.iteration,
-        "losses": losses,
-        "seen": crops.seen,
-    }
-    return after, trainer
-
-
-def assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Bit for bit, at any depth."""
-    assert type(found) is type(expected), where
-    if isinstance(expected, dict):
-        assert list(found) == list(expected), where
-        for key in expected:
-            assert_same(found[key], expected[key], f"{where}.{key}")
-    elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected), where
-        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
-            assert_same(a, b, f"{where}.{i}")
-    elif isinstance(expected, (torch.Tensor, np.ndarray)):
-        assert np.array_equal(np.asarray(found), np.asarray(expected), equal_nan=True), where
-    else:
-        assert found == expected, where
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +65,15 @@ def test_only_the_last_checkpoints_are_kept(whole):
 
 def test_a_checkpoint_holds_nothing_that_only_pickle_can_read(whole):
     content = torch.load(newest_checkpoint(whole[1]), weights_only=True)
-    assert set(content) == {"network", "optimizer", "lr_scheduler", "trainer", "random"}
+    assert set(content) == {
+        "network",
+        "optimizer",
+        "lr_scheduler",
+        "loss_means",
+        "progress",
+        "scaler",
+        "random",
+    }
 
 
 def test_the_newest_checkpoint_is_that_of_the_highest_iteration(tmp_path):
@@ -180,7 +87,7 @@ def test_the_newest_checkpoint_is_that_of_the_highest_iteration(tmp_path):
 def test_resuming_from_a_wrong_file_is_an_explained_error(tmp_path, whole):
     wrong = tmp_path / "model.pt"
     torch.save(Cnn().state_dict(), wrong)
-    with pytest.raises(WeightsError, match=r"model.pt: is no full checkpoint .* lacks \['lr_scheduler', 'network'"):
+    with pytest.raises(WeightsError, match=r"model.pt: is no full checkpoint .* lacks \['loss_means', 'lr_scheduler'"):
         run(tmp_path, 1, resume=str(wrong))
     torch.save([1, 2], wrong)
     with pytest.raises(WeightsError, match=r"model.pt: is no full checkpoint"):
@@ -203,14 +110,14 @@ def test_a_run_that_stopped_before_its_first_checkpoint_starts_from_the_beginnin
 def half_written(content: object, file: Any, *args: object, **kwargs: object) -> None:
     """torch.save on a disk that fills up."""
     file.write(b"half of a checkp")
-    raise OSError("No space left on device")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_run_killed_while_it_saves_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, whole):
     run(tmp_path, 2)
     good = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr("ignite.handlers.checkpoint.torch.save", half_written)
+        patch.setattr("workflow.checkpoint.torch.save", half_written)
         with pytest.raises(OSError, match="No space left"):
             run(tmp_path, EPOCHS, resume="latest")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == good
@@ -276,14 +183,14 @@ def test_the_best_weights_are_kept_and_nan_is_never_the_best(tmp_path, options, 
 
 def test_the_best_value_survives_a_resume(tmp_path):
     saver = WeightsSaver(str(tmp_path / "model.pt"), nn.Linear(1, 1), metric="score")
-    saver.load_state_dict({"best": 5.0})
+    saver.load_state_dict({"best": 5.0, "crc32": None})
     engine = evaluator([4.0, 6.0])
     saver.attach(engine)
     engine.run([0], max_epochs=1)
     assert not (tmp_path / "model.pt").exists()
     engine.run([0], max_epochs=2)
     assert (tmp_path / "model.pt").exists()
-    assert saver.state_dict() == {"best": 6.0}
+    assert saver.state_dict()["best"] == 6.0
 
 
 def test_the_weights_file_is_flat_and_atomic(tmp_path, monkeypatch):
@@ -293,7 +200,7 @@ def test_the_weights_file_is_flat_and_atomic(tmp_path, monkeypatch):
     found = torch.load(tmp_path / "model.pt", weights_only=True)
     assert_same(dict(found), {name: tensor.detach() for name, tensor in module.state_dict().items()})
     before = (tmp_path / "model.pt").read_bytes()
-    monkeypatch.setattr("ignite.handlers.checkpoint.torch.save", half_written)
+    monkeypatch.setattr("workflow.checkpoint.torch.save", half_written)
     with pytest.raises(OSError, match="No space left"):
         saver(Engine(lambda *_: None))
     assert (tmp_path / "model.pt").read_bytes() == before

@@ -7,13 +7,17 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, SupervisedTrainer
 from torch import nn
 
+from workflow.errors import NonFiniteError
 from workflow.training import (
     EarlyStopping,
     GradientClipping,
@@ -228,3 +232,84 @@ def test_parameter_groups():
     groups = parameter_groups(net, 0.1, part="head", part_lr=0.0)
     assert [(len(g["params"]), g["lr"]) for g in groups] == [(2, 0.0)]
     torch.optim.AdamW(groups)
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_step():
+    """Of a loss that is one: the square root's slope at 0."""
+    model = nn.Linear(5, 2)
+    before = copy.deepcopy(model.state_dict())
+
+    class Root(nn.Module):
+        def forward(self, pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return (pred - pred.detach()).abs().sum().sqrt()
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    handlers = [GradientClipping(optimizer, 1.0), StopAtNonFiniteLoss(optimizer)]
+    engine = trainer(model, optimizer, batches(2), loss=Root(), train_handlers=handlers)
+    with pytest.raises(NonFiniteError, match=r"the norm of the gradient is nan .* at iteration 1 .*series \['s0'\]"):
+        engine.run()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def join(rank: int, path: str, results: Any) -> None:
+    """One of two processes; the second's loss is bad."""
+    dist.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)
+    engine = Engine(lambda *_: None)
+    engine.state.output = {"loss": torch.tensor(math.nan if rank else 1.0)}
+    try:
+        StopAtNonFiniteLoss()(engine)
+    except NonFiniteError as error:
+        results.put((rank, str(error)))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_bad_loss_in_one_process_stops_all(tmp_path):
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [context.Process(target=join, args=(rank, str(tmp_path / "meet"), results)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=240)
+    found = dict(results.get() for _ in processes)
+    assert found[0].startswith("another process's loss")
+    assert found[1].startswith("the loss is nan")
+
+
+def test_early_stopping_that_has_stopped_stays_so(caplog):
+    """A run that is resumed after its end trains no further epoch, unless it waits for longer now."""
+    _, first = early([5, 1, 1, 1], 2)
+    state = first.state_dict()
+    for patience, counter in ((2, 2), (4, 2)):
+        caplog.clear()
+        engine, validator, epochs = Engine(lambda *_: None), Engine(lambda *_: None), []
+        stopper = EarlyStopping(validator, "score", patience)
+        stopper.attach(engine)
+        engine.add_event_handler(Events.STARTED, lambda s=stopper: s.load_state_dict(state))
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda e, seen=epochs: seen.append(e.state.epoch))
+        with caplog.at_level(logging.INFO):
+            engine.run([0], max_epochs=2)
+        assert stopper.state_dict()["counter"] == counter
+        assert (epochs == []) == (patience == 2)
+        assert ("nothing left to do: score had not risen for 2 validations" in caplog.text) == (patience == 2)
+
+
+def test_the_means_of_an_epoch_go_on_after_a_resume():
+    loss, values = Squares(), [1.0, 2.0, 4.0, 9.0]
+
+    def step(engine: Engine, value: float) -> dict[str, torch.Tensor]:
+        loss.last_terms = {}
+        return {"loss": torch.tensor(value)}
+
+    whole, means = Engine(step), LossMeans(loss)
+    means.attach(whole)
+    states = []
+    whole.add_event_handler(Events.ITERATION_COMPLETED, lambda: states.append(means.state_dict()))
+    whole.run(values)
+    again, means = Engine(step), LossMeans(loss)
+    means.attach(again)
+    again.load_state_dict({"iteration": 3, "max_epochs": 1, "epoch_length": 4})
+    means.load_state_dict(states[2])
+    again.run(values[3:])
+    assert again.state.metrics == whole.state.metrics == {"loss": 4.0}
