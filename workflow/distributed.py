@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from datetime import timedelta
 
 import ignite.distributed as idist
@@ -56,6 +57,7 @@ class ProcessGroup:
         if "SLURM_JOB_ID" in os.environ:
             # Ignite believes SLURM before torchrun; with one torchrun a node SLURM counts 0 for all its processes
             os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]
+        self._hook = sys.excepthook  # torch puts one that names the rank around it, for good
         dist.init_process_group(self.backend, timeout=self.timeout)
         atexit.register(self.stop)  # of a run that fails, too
         self.peers = Peers()
@@ -66,6 +68,8 @@ class ProcessGroup:
         atexit.unregister(self.stop)
         if self.peers is not None:
             self.peers.unwatch()
+            sys.excepthook = self._hook
+            self.peers = None
         idist.finalize()  # Ignite keeps a model of its own of the group, which would outlive it
         if dist.is_initialized():  # nothing has asked Ignite for it
             dist.destroy_process_group()

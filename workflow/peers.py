@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from .errors import root_cause
 from .privacy import redact
 
-__all__ = ["Peers", "RankError"]
+__all__ = ["PeerEnded", "Peers", "RankError"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ class RankError(RuntimeError):
     """The error of a rank, as torchrun's summary shows it."""
 
 
+class PeerEnded(BaseException):
+    """This process cannot go on, through no fault of its own. Like a KeyboardInterrupt it is nobody's to catch."""
+
+
 class Peers:
     """The processes of the group that this one has joined: it tells who is missing when it has to end."""
 
@@ -54,7 +58,8 @@ class Peers:
         self._before: tuple = ()
 
     def watch(self) -> None:
-        """From now on this process explains how it ends."""
+        """From now on this process explains how it ends, to those too that have put themselves in the way of an
+        exception before (`RunFolder` for its manifest)."""
         self._before = (sys.excepthook, signal.signal(signal.SIGTERM, self._terminate))
         sys.excepthook = self._explain
 
@@ -77,41 +82,44 @@ class Peers:
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         """torchrun sends SIGTERM to the others when one ends, and to all when the job is cancelled."""
+        self._told_to_stop = True
         if os.getpid() != self.processes[self.rank][1]:  # a process forked from this one
             raise SystemExit(128 + number)
-        self._told_to_stop = True
         if not self._ending:
             self._ending = True
-            self._say("it was told to stop (SIGTERM)")
-            raise SystemExit(128 + number)
+            raise PeerEnded(self._line("it was told to stop (SIGTERM)"))
 
     def _explain(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         """Exception hook: an own error in full, one that another rank caused in a line."""
         self._ending = True
         what = root_cause(error)
-        line = redact(what.splitlines()[0])
-        if TIMED_OUT.match(what):
-            line = self._say(f"it waited for the others for timeout_minutes: {line}")
+        if isinstance(error, PeerEnded):
+            self._end_with(error)
+        elif TIMED_OUT.match(what):
+            line = self._line(f"it waited for the others for timeout_minutes: {what.splitlines()[0]}")
+            self._end_with(PeerEnded(line))
             _tell_torchrun(line)
         elif LOST.match(what):
             limit = time.monotonic() + PATIENCE
             while not self._told_to_stop and not self.missing() and time.monotonic() < limit:
                 time.sleep(0.05)
-            self._say(f"it lost another: {line}")
+            self._end_with(PeerEnded(self._line(f"it lost another: {what.splitlines()[0]}")))
             while not self._told_to_stop and time.monotonic() < limit:
                 time.sleep(0.05)
         else:
             self._before[0](kind, error, traceback)
             _tell_torchrun(redact(what))
 
-    def _say(self, why: str) -> str:
+    def _end_with(self, error: PeerEnded) -> None:
+        logger.critical("%s", error)
+        self._before[0](type(error), error, None)
+
+    def _line(self, why: str) -> str:
         size = len(self.processes)
         gone = ", ".join(map(str, self.missing()))
-        first = f"rank {gone} of {size} ended" if gone else f"rank {self.rank} of {size} cannot go on: {why}"
+        first = f"rank {gone} of {size} ended" if gone else f"rank {self.rank} of {size} cannot go on: {redact(why)}"
         ends = f", and rank {self.rank} with it" if gone else ""
-        line = f"{first}{ends}; {ADVICE}"
-        logger.critical(line)
-        return line
+        return f"{first}{ends}; {ADVICE}"
 
 
 def _tell_torchrun(what: str) -> None:

@@ -15,7 +15,7 @@ import sys
 import pytest
 
 from workflow import peers
-from workflow.peers import ADVICE, Peers
+from workflow.peers import ADVICE, PeerEnded, Peers
 
 CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:16605: Connection reset by peer")
 UID = "1.2.840.113619.2.55.3.1234"
@@ -26,6 +26,14 @@ def _short(monkeypatch):
     monkeypatch.setattr(peers, "PATIENCE", 0.2)
 
 
+@pytest.fixture(autouse=True)
+def shown(monkeypatch) -> list[tuple]:
+    """What comes to the exception hook of before."""
+    errors = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: errors.append(error))
+    return errors
+
+
 @pytest.fixture
 def dead_process() -> int:
     process = subprocess.Popen(["true"])
@@ -34,7 +42,7 @@ def dead_process() -> int:
 
 
 @pytest.fixture
-def group(monkeypatch):
+def group(monkeypatch, shown):
     """Rank 0 of processes with these ids, watched."""
     made = []
 
@@ -60,12 +68,13 @@ def group(monkeypatch):
     assert (sys.excepthook, signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_lost_connection_becomes_a_line_that_names_the_rank(group, dead_process, caplog, capsys):
+def test_a_lost_connection_becomes_a_line_that_names_the_rank(group, dead_process, caplog, shown):
     group(os.getppid(), dead_process)
     sys.excepthook(RuntimeError, CLOSED, None)
-    assert caplog.messages == [f"rank 2 of 3 ended, and rank 0 with it; {ADVICE}"]
+    line = f"rank 2 of 3 ended, and rank 0 with it; {ADVICE}"
+    assert caplog.messages == [line]
     assert caplog.records[0].levelno == logging.CRITICAL
-    assert capsys.readouterr().err == ""
+    assert [(kind, str(error), traceback) for kind, error, traceback in shown] == [(PeerEnded, line, None)]
 
 
 def test_a_rank_of_another_machine_is_lost_without_a_name(group, dead_process, caplog):
@@ -74,20 +83,22 @@ def test_a_rank_of_another_machine_is_lost_without_a_name(group, dead_process, c
     assert caplog.messages == [f"rank 0 of 2 cannot go on: it lost another: RuntimeError: {CLOSED}; {ADVICE}"]
 
 
-def test_sigterm_ends_the_process_with_the_same_line(group, dead_process, caplog):
+def test_sigterm_ends_the_process_with_the_same_line(group, dead_process, caplog, shown):
     group(dead_process)
-    with pytest.raises(SystemExit) as caught:
+    line = f"rank 1 of 2 ended, and rank 0 with it; {ADVICE}"
+    with pytest.raises(PeerEnded) as caught:
         os.kill(os.getpid(), signal.SIGTERM)
-    assert caught.value.code == 143
     os.kill(os.getpid(), signal.SIGTERM)  # once is enough
-    assert caplog.messages == [f"rank 1 of 2 ended, and rank 0 with it; {ADVICE}"]
+    sys.excepthook(PeerEnded, caught.value, None)
+    assert caplog.messages == [str(caught.value)] == [line]
+    assert [error for _, error, _ in shown] == [caught.value]
+    assert not isinstance(caught.value, Exception)  # no engine, dataset or config takes it for an error of its own
 
 
-def test_a_cancelled_job_says_so(group, caplog):
+def test_a_cancelled_job_says_so(group):
     group(os.getppid())
-    with pytest.raises(SystemExit):
+    with pytest.raises(PeerEnded, match=r"^rank 0 of 2 cannot go on: it was told to stop \(SIGTERM\); go on with"):
         os.kill(os.getpid(), signal.SIGTERM)
-    assert caplog.messages == [f"rank 0 of 2 cannot go on: it was told to stop (SIGTERM); {ADVICE}"]
 
 
 def test_a_forked_process_ends_without_a_word(group, caplog, monkeypatch):
@@ -106,11 +117,9 @@ def test_a_rank_that_waited_too_long_tells_torchrun(group, caplog, monkeypatch, 
     assert caplog.messages[0] in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
 
 
-def test_an_own_error_is_shown_in_full_and_told_to_torchrun_without_uids(group, monkeypatch, tmp_path, caplog):
+def test_an_own_error_is_shown_in_full_and_told_to_torchrun_without_uids(group, monkeypatch, tmp_path, caplog, shown):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    shown = []
-    monkeypatch.setattr(sys, "excepthook", lambda *error: shown.append(error))
-    one = group(os.getppid())
+    group(os.getppid())
     error = ValueError(f"/data/gloo/{UID}/1.dcm: truncated")
     sys.excepthook(ValueError, error, None)
     assert shown == [(ValueError, error, None)]
@@ -118,5 +127,3 @@ def test_an_own_error_is_shown_in_full_and_told_to_torchrun_without_uids(group, 
     told = (tmp_path / "error.json").read_text()
     assert "ValueError: /data/gloo/uid-" in told
     assert UID not in told
-    one.unwatch()
-    monkeypatch.undo()

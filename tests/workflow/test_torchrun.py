@@ -9,9 +9,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from workflow.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -23,15 +27,14 @@ SMALL = (
     "--image_size", "[32,32]", "--num_slices", 4, "--hidden_size", 16, "--num_folds", 3, "--batch_size", 2,
 )  # fmt: skip
 FAULT = '''
-import os, signal, time
-import torch
+import os, pathlib, signal, time
 from ignite.engine import Events
 
 class Fault:
     """Handler: what happens to one rank in one epoch."""
 
-    def __init__(self, kind, rank, epoch):
-        self.kind, self.here, self.epoch = kind, int(os.environ["RANK"]) == rank, epoch
+    def __init__(self, kind, rank, epoch, mark):
+        self.kind, self.here, self.epoch, self.mark = kind, int(os.environ["RANK"]) == rank, epoch, mark
 
     def attach(self, engine):
         if self.here:
@@ -39,11 +42,12 @@ class Fault:
 
     def __call__(self, engine):
         if engine.state.epoch == self.epoch:
+            pathlib.Path(self.mark).touch()
             if self.kind == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.kind == "hanging":
                 time.sleep(600)
-            engine.state.batch["image"].fill_(float("nan"))
+            raise ValueError("slab.npy: cannot be read")
 '''
 
 
@@ -57,7 +61,9 @@ def torchrun(root: Path, phantoms: Path, tmp_path: Path):
         if fault:
             (tmp_path / "faults.py").write_text(FAULT)
             overlay = tmp_path / "fault.json"
-            overlay.write_text(json.dumps({"+train#handlers": [{"_target_": "faults.Fault", **fault}]}))
+            overlay.write_text(
+                json.dumps({"+train#handlers": [{"_target_": "faults.Fault", "mark": str(tmp_path / "mark"), **fault}]})
+            )
             files.append(str(overlay))
             environment["PYTHONPATH"] = str(tmp_path)
         command = [
@@ -75,37 +81,72 @@ def torchrun(root: Path, phantoms: Path, tmp_path: Path):
     return start
 
 
-def manifest(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+def failure(folder: Path) -> tuple[str, str, str]:
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return content["result"], content["error"]["class"], content["error"]["message"]
+
+
+def logged(folder: Path) -> str:
+    return (folder / "log.txt").read_text(encoding="utf-8")
+
+
+def ended(job: subprocess.Popen) -> str:
+    """What a job that failed has said."""
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode not in (0, None), output[-3000:]
+    return output
+
+
+def position(folder: Path) -> dict:
+    return torch.load(newest_checkpoint(folder / "checkpoints"), weights_only=True)["progress"]
 
 
 def test_a_killed_rank_ends_the_job_which_resumes_with_another_world_size(torchrun, run_bundle, phantoms, tmp_path):
-    folder, run = tmp_path / "r", ("--run_name", "r")
-    job = torchrun(*run, "--max_epochs", 4, fault={"kind": "killed", "rank": 1, "epoch": 2})
-    output, _ = job.communicate(timeout=300)
-    assert job.returncode not in (0, None)
+    folder, run = tmp_path / "r", ("--run_name", "r", "--max_epochs", 4)
+    output = ended(torchrun(*run, fault={"kind": "killed", "rank": 1, "epoch": 2}))
+    assert time.time() - (tmp_path / "mark").stat().st_mtime < 60
     line = f"rank 1 of 2 ended, and rank 0 with it; {ADVICE}"
-    assert line in output
-    assert line in (folder / "log.txt").read_text(encoding="utf-8")
-    assert manifest(folder)["result"] == f"failed: {line}"
+    assert f"error: PeerEnded: {line}" in output
+    assert line in logged(folder)
+    assert failure(folder) == ("failed", "PeerEnded", line)
     assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", output, re.DOTALL)
+    two = position(folder)
+    assert (two["epochs"], two["samples"], two["iteration"]) == (1, 0, two["epoch_length"])
+    # one process has twice the steps; it stops after one epoch of two
+    resume = ("--run_name", "r", "--resume", "latest")
+    run_bundle(BUNDLE, "--dataset_dir", phantoms, "--output_root", tmp_path, *SMALL, *resume, "--max_epochs", 2)
+    one = position(folder)
+    assert (one["epochs"], one["samples"]) == (2, 0)
+    assert one["epoch_length"] == pytest.approx(2 * two["epoch_length"], abs=1)
+    assert one["iteration"] == 2 * one["epoch_length"]
+    # and two processes go on from there
+    job = torchrun(*resume, "--max_epochs", 3)
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output[-3000:]
+    last = position(folder)
+    assert (last["epochs"], last["epoch_length"], last["iteration"]) == (
+        3,
+        two["epoch_length"],
+        3 * two["epoch_length"],
+    )
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["result"] == "completed"
 
 
 def test_an_error_of_one_rank_ends_all_and_comes_first(torchrun, tmp_path):
-    job = torchrun("--run_name", "r", "--max_epochs", 2, fault={"kind": "not a number", "rank": 0, "epoch": 1})
-    output, _ = job.communicate(timeout=300)
-    assert job.returncode not in (0, None)
-    error = "FloatingPointError: the loss is nan at iteration 1 (epoch 1), series "
-    assert output.index(f"error: {error}") < output.index(f"rank 0 of 2 ended, and rank 1 with it; {ADVICE}")
-    assert re.search(rf"Root Cause.*rank +: 0 .*RankError: {re.escape(error)}", output, re.DOTALL)
-    assert manifest(tmp_path / "r")["result"].startswith(f"failed: {error}")
-    assert "the run failed after" in (tmp_path / "r" / "log.txt").read_text(encoding="utf-8")
+    output = ended(torchrun("--run_name", "r", "--max_epochs", 2, fault={"kind": "raises", "rank": 0, "epoch": 1}))
+    error = "slab.npy: cannot be read"
+    assert output.index(f"error: ValueError: {error}") < output.index(
+        f"rank 0 of 2 ended, and rank 1 with it; {ADVICE}"
+    )
+    assert re.search(rf"Root Cause.*rank +: 0 .*RankError: ValueError: {error}", output, re.DOTALL)
+    assert failure(tmp_path / "r") == ("failed", "ValueError", error)
 
 
 def test_a_rank_that_hangs_ends_the_job_after_timeout_minutes(torchrun, tmp_path):
     fault = {"kind": "hanging", "rank": 1, "epoch": 1}
-    job = torchrun("--run_name", "r", "--max_epochs", 2, "--timeout_minutes", 0.1, fault=fault)
-    output, _ = job.communicate(timeout=300)
-    assert job.returncode not in (0, None)
-    assert "rank 0 of 2 cannot go on: it waited for the others for timeout_minutes: " in output
-    assert manifest(tmp_path / "r")["result"].startswith("failed: rank 0 of 2 cannot go on")
+    output = ended(torchrun("--run_name", "r", "--max_epochs", 2, "--timeout_minutes", 0.1, fault=fault))
+    line = "rank 0 of 2 cannot go on: it waited for the others for timeout_minutes: "
+    assert f"PeerEnded: {line}" in output
+    result, kind, message = failure(tmp_path / "r")
+    assert (result, kind) == ("failed", "PeerEnded")
+    assert message.startswith(line)
