@@ -34,7 +34,7 @@ APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  #
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 MERGED = {
     "voco2d_pretrain": ("", "evaluate", "multi_gpu_train", "prepare", "train_3d"),
-    "rsna_cnn_lstm": ("", "evaluate", "multi_gpu_train", "prepare", "cross_validate"),
+    "rsna_cnn_lstm": ("", "evaluate", "multi_gpu_train", "prepare", "cross_validate", "federated"),
 }
 STANDALONE = {"voco2d_pretrain": ("inference",), "rsna_cnn_lstm": ("calibrate", "check_data", "folds", "inference")}
 # All that expressions may say. Whatever is not here belongs into a documented function.
@@ -263,7 +263,7 @@ def test_sections_and_paths(root: Path, bundle: str) -> None:
         assert config.get("dataset_dir", "/workspace/data/").startswith("/workspace/data/")
         assert config["initialize"] == []  # nothing is built before `run` has the bundle's code on its path
         assert config["run"][0] == "$@guard"
-    for name in [f"{name}.json" for name in MERGED[bundle] if name not in ("", "train_3d")]:
+    for name in [f"{name}.json" for name in MERGED[bundle] if name not in ("", "train_3d", "federated")]:
         config = read(root, bundle, name)
         assert config["run"][0] == "$@guard"
         assert config["finalize"]

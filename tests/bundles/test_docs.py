@@ -119,6 +119,11 @@ def test_commands_name_what_exists(root: Path, bundle: str) -> None:
             assert flags <= {*parser.get()["_desc_"], *RUN_ARGUMENTS}, command
             paths = re.findall(r"(?<![\w.])/\w[\w./-]*", command)
             assert all(re.match(r"/workspace/(data|output)\b", path) for path in paths), paths
+    # `sh` blocks take several machines and stand-ins (test_torchrun.py), `python` blocks have tests of their own
+    for block in re.findall(r"^```(?:sh|python)\n(.*?)^```$", readme(root, bundle), re.DOTALL | re.MULTILINE):
+        files = re.findall(r"configs/\w+\.json", block)
+        assert all((folder / name).is_file() for name in files)
+        used |= set(files)
     runnable = {path.name for path in (folder / "configs").glob("*.json")} - {"metadata.json", "labels.json"}
     assert used == {f"configs/{name}" for name in runnable}
 

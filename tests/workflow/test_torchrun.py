@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -150,3 +151,39 @@ def test_a_rank_that_hangs_ends_the_job_after_timeout_minutes(torchrun, tmp_path
     result, kind, message = failure(tmp_path / "r")
     assert (result, kind) == ("failed", "PeerEnded")
     assert message.startswith(line)
+
+
+# what SLURM has: a job of two nodes, on each of which `srun` starts one task
+CLUSTER = {
+    "scontrol": '[[ $1 $2 $3 == "show hostnames node[1-2]" ]] && printf "127.0.0.1\\nnode2\\n"',
+    "srun": """[[ $1 == --kill-on-bad-exit=1 ]] && shift
+SLURM_NODEID=0 SLURM_LOCALID=0 "$@" >"$LOGS/0" 2>&1 & first=$!
+SLURM_NODEID=1 SLURM_LOCALID=0 "$@" >"$LOGS/1" 2>&1
+wait $first""",
+}
+
+
+def test_the_slurm_script_trains_on_two_nodes_by_torchruns_rendezvous(root, phantoms, tmp_path):
+    """Two torchrun with a process each, which meet at the first node's address; stand-ins for SLURM's two commands."""
+    for name, text in CLUSTER.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = Path(sys.executable).parent
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+        "PATH": f"{tmp_path}{os.pathsep}{own}{os.pathsep}{os.environ['PATH']}", "LOGS": str(tmp_path),
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1",
+        "DATASET_DIR": str(phantoms), "OUTPUT_ROOT": str(tmp_path), "RUN_NAME": "r", "PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", "docs/slurm.sh", *map(str, SMALL), "--max_epochs", "1", "--backend", "gloo"],
+        cwd=root / "bundles" / BUNDLE, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    logs = [(tmp_path / name).read_text(encoding="utf-8") for name in "01"]
+    assert done.returncode == 0, (done.stderr, *logs)
+    assert json.loads((tmp_path / "r" / "run.json").read_text(encoding="utf-8"))["result"] == "completed"
+    assert position(tmp_path / "r")["epochs"] == 1
+    assert sorted("run folder: " in log for log in logs) == [False, True]  # one process of the two writes

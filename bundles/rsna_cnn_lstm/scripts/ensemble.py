@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from workflow.weights import WeightsLoader
 
-__all__ = ["EnsembleInferer"]
+__all__ = ["EnsembleCheckpointLoader", "EnsembleInferer"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,3 +78,17 @@ class EnsembleInferer(Inferer):
                 logits = member(view, *args, **kwargs).float()  # half precision would lose in the sum
                 total = logits if total is None else total + logits
         return total / (len(members) * len(self.views))
+
+
+class EnsembleCheckpointLoader:
+    """Handler that lets an `EnsembleInferer` load its weights.
+
+    MONAI's federated client takes handlers of the name "CheckpointLoader" out of an evaluation: it scores the weights
+    that the server sends, and `weights` would come over them.
+    """
+
+    def __init__(self, inferer: EnsembleInferer) -> None:
+        self.inferer = inferer
+
+    def attach(self, engine: Engine) -> None:
+        self.inferer.attach(engine)
