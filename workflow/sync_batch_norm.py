@@ -13,7 +13,7 @@ from .gather import sum_over_ranks
 __all__ = ["CPUSyncBatchNorm", "convert_cpu_sync_batchnorm"]
 
 
-class CPUSyncBatchNorm(nn.SyncBatchNorm):
+class CPUSyncBatchNorm(_BatchNorm):
     """The BN layer that `layer` would be on the batches of all processes, put one after another.
 
     Mean and variance are taken in two steps: a sum of squares would cancel in float32. In evaluation it is plain BN.
@@ -29,6 +29,10 @@ class CPUSyncBatchNorm(nn.SyncBatchNorm):
         self.num_batches_tracked = layer.num_batches_tracked
         self.drop, self.act = getattr(layer, "drop", nn.Identity()), getattr(layer, "act", nn.Identity())
         self.training = layer.training
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected [B, C, ...], got {tuple(input.shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
         normal = self._over_ranks(x) if self.training else super().forward(x)
