@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .cache import SlabCache, slab_bytes
 from .errors import root_cause
+from .gather import in_rank_order, ranks
 from .run import DISK_FULL
 
 __all__ = ["PreparationError", "SeriesDataset", "SlabDataset", "collate_plain"]
@@ -104,15 +105,23 @@ class SlabDataset(Dataset):
     def prepare_each(self) -> int:
         """Prepare every series; those that cannot be are listed in `failed` and stay in the dataset.
 
+        The processes of a distributed run share the work and all know the result.
+
         Returns:
             how many were in the cache already.
         """
         if self.cache.folder is None:
             logger.warning("cache_dir is null: every series is read and prepared again at each step")
-        results = DataLoader(_Preparation(self.cache, self.data), batch_size=None, num_workers=self.num_workers)
+        rank, size = ranks()
+        results = DataLoader(
+            _Preparation(self.cache, self.data),
+            batch_size=None,
+            sampler=range(rank, len(self.data), size),
+            num_workers=self.num_workers,
+        )
         bar = tqdm(results, desc="preparing series", unit="series", leave=False, mininterval=1.0)
         self.failed, present = [], 0
-        for item, (error, slab, was_there) in zip(self.data, bar, strict=True):
+        for item, (error, slab, was_there) in zip(self.data, in_rank_order(list(bar)), strict=True):
             present += was_there
             if error:
                 self.failed.append((item[self.key], error))

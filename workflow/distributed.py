@@ -15,14 +15,16 @@ from datetime import timedelta
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from ignite.engine import Engine, Events
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .peers import Peers
 from .run import select_device
+from .sync_batch_norm import convert_cpu_sync_batchnorm
 
-__all__ = ["ProcessGroup", "parallel"]
+__all__ = ["ProcessGroup", "SharedBuffers", "parallel"]
 
 
 class ProcessGroup:
@@ -76,10 +78,27 @@ class ProcessGroup:
 
 
 def parallel(module: nn.Module, device: torch.device, *, sync_batch_norm: bool = True) -> DistributedDataParallel:
-    """The module on its device under DistributedDataParallel, its BN over the batches of all processes on CUDA."""
+    """The module on its device under DistributedDataParallel, its BN over the batches of all processes."""
     module = module.to(device)
-    if sync_batch_norm and device.type == "cuda":
+    if sync_batch_norm and device.type != "cuda":
+        module = convert_cpu_sync_batchnorm(module)
+    elif sync_batch_norm:
         # timm's, not torch's: timm's BN layers hold an activation, which torch's conversion would drop without a word;
         # in place of each BN layer, so that `module` itself, which the weights are saved from, has them too
         module = convert_sync_batchnorm(module)
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+class SharedBuffers:
+    """Evaluator handler: before it starts, every process takes the buffers of the first, whose weights are saved.
+
+    The evaluator has the module itself and not `parallel`'s: that one would exchange buffers at each batch, and the
+    processes may have different numbers of them. Without synchronised BN each has running statistics of its own.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for buffer in engine.network.buffers():
+            dist.broadcast(buffer, 0)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
+
+from .gather import ranks
 
 __all__ = ["EpochSampler"]
 
@@ -17,8 +18,10 @@ __all__ = ["EpochSampler"]
 class EpochSampler(Sampler[int]):
     """Yields ``epoch * num_items + index`` in an order that depends on the seed and the epoch alone.
 
-    `SlabDataset` takes index and random seed of an item from that number. Every process of a distributed run takes each
-    ``world_size``-th item of the same order; the order is filled up from its start so that all get the same number.
+    `SlabDataset` takes index and random seed of an item from that number. Rank r of W processes takes the positions r,
+    r + W, r + 2W, ... of the one order, so that step s of all of them together has the items of step s of one process
+    with W times the batch size. The last step may give some ranks one item less. Only where it has fewer items than
+    there are ranks is the order filled up from its start, as every rank must take part in every step.
 
     Args:
         num_items: length of the dataset.
@@ -26,6 +29,8 @@ class EpochSampler(Sampler[int]):
         shuffle: False for the given order.
         weights: [num_items] how often each item is drawn, up to a factor; an epoch then draws as many items as there
             are, with replacement, and each draw has a number of its own, so that a repeated item is augmented anew.
+        batch_size: items a step of one process.
+        fill: False for evaluation, where each item counts once: the order is never filled up, a rank may have no item.
         rank, world_size: of this process; default from torch.distributed where that is initialised.
     """
 
@@ -36,14 +41,15 @@ class EpochSampler(Sampler[int]):
         seed: int = 0,
         shuffle: bool = True,
         weights: Sequence[float] | np.ndarray | None = None,
+        batch_size: int = 1,
+        fill: bool = True,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
-        self.world_size = (
-            world_size if world_size is not None else torch.distributed.get_world_size() if distributed else 1
-        )
+        own_rank, size = ranks()
+        self.rank = own_rank if rank is None else rank
+        self.world_size = size if world_size is None else world_size
+        self.batch_size, self.fill = batch_size, fill
         if num_items < 1:
             raise ValueError(f"num_items: expected at least one item, got {num_items}")
         self.num_items, self.seed, self.shuffle = num_items, seed, shuffle
@@ -60,20 +66,27 @@ class EpochSampler(Sampler[int]):
         self.epoch, self.skip = epoch, skip
 
     def __iter__(self) -> Iterator[int]:
-        if self.weights is not None:
-            return iter(self._draw(self.weights))
-        order = np.arange(self.num_items)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_items)
-        order = np.resize(order, len(self) * self.world_size)
-        order = order[self.skip :][self.rank :: self.world_size]
-        return iter((self.epoch * self.num_items + order).tolist())
+        return iter(self._share(self._order()))
 
-    def _draw(self, weights: np.ndarray) -> list[int]:
-        total = len(self) * self.world_size
-        items = np.random.default_rng([self.seed, self.epoch]).choice(self.num_items, total, p=weights / weights.sum())
-        numbers = (self.epoch * total + np.arange(total)) * self.num_items + items
-        return numbers[self.skip :][self.rank :: self.world_size].tolist()
+    def _order(self) -> np.ndarray:
+        """The numbers of the whole epoch, the same on every rank."""
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if self.weights is not None:
+            items = generator.choice(self.num_items, self.num_items, p=self.weights / self.weights.sum())
+            draws = self.epoch * self.num_items + np.arange(self.num_items)
+            return draws * self.num_items + items
+        items = generator.permutation(self.num_items) if self.shuffle else np.arange(self.num_items)
+        return self.epoch * self.num_items + items
+
+    def _share(self, order: np.ndarray) -> list[int]:
+        """This rank's part of an order, in turn."""
+        order = np.concatenate([order, np.resize(order, self._missing(len(order)))])
+        return order[self.skip :][self.rank :: self.world_size].tolist()
+
+    def _missing(self, number: int) -> int:
+        """How many of `number` items are to be taken twice so that no rank goes without in the last step."""
+        last = number % (self.batch_size * self.world_size)
+        return self.world_size - last if self.fill and 0 < last < self.world_size else 0
 
     def __len__(self) -> int:
-        return -(-self.num_items // self.world_size)
+        return len(range(self.rank, self.num_items + self._missing(self.num_items), self.world_size))

@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .errors import NonFiniteError
+from .gather import ranks, sum_over_ranks
 
 __all__ = [
     "EarlyStopping",
@@ -103,10 +104,22 @@ class StopAtNonFiniteLoss:
 
 class Validation(ValidationHandler):
     """MONAI's `ValidationHandler` by epochs, and once more after the last epoch where `interval` does not end there:
-    otherwise the last epochs could not become the best, and a short run would end without weights."""
+    otherwise the last epochs could not become the best, and a short run would end without weights.
+
+    A process of a distributed run that has no item to validate still takes part: the figures are gathered."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_due), self)
+
+    def __call__(self, engine: Engine) -> None:
+        state = self.validator.state
+        if state.epoch_length != 0:
+            super().__call__(engine)
+            return
+        # MONAI would pass over the whole run, and the other processes would wait in vain
+        state.epoch = state.max_epochs = engine.state.epoch
+        for event in (Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+            self.validator.fire_event(event)
 
     def _is_due(self, engine: Engine, epoch: int) -> bool:
         return epoch % self.interval == 0 or epoch == engine.state.max_epochs
@@ -169,6 +182,7 @@ def parameter_groups(
 class LossMeans:
     """Handler that averages the loss and each of its terms over an epoch, logs them and puts them into the engine's
     metrics, from where MONAI's TensorBoard handler takes them. Nothing is read back from a GPU before the epoch ends.
+    The mean is over all processes of a distributed run.
 
     Args:
         loss_function: keeps the detached terms of its last call under ``last_terms``.
@@ -204,6 +218,7 @@ class LossMeans:
         self.count += 1
 
     def _report(self, engine: Engine) -> None:
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        total = sum_over_ranks(torch.stack(list(self.sums.values()))) / (self.count * ranks()[1])
+        means = dict(zip(self.sums, total.tolist(), strict=True))
         engine.state.metrics.update(means)
         logger.info("epoch %d: %s", engine.state.epoch, ", ".join(f"{k} {v:.4f}" for k, v in means.items()))

@@ -42,7 +42,7 @@ NAMES = {"torch", "int", "len", "list", "str"}
 ATTRIBUTES = {
     "start", "finish", "stop", "run", "prepare_all",  # the run
     "path", "model", "checkpoints", "tensorboard", "failed", "rank", "device", "type",  # what an object knows
-    "backbone", "student", "parameters", "to", "num_logits", "slice_groups", "uint8", "bfloat16", "Generator",
+    "backbone", "student", "module", "parameters", "to", "num_logits", "slice_groups", "uint8", "bfloat16", "Generator",
 }  # fmt: skip
 REFERENCE = re.compile(r"[@%]\w+(?:(?:#|::)\w+)*")
 # packages that no line imports, and what needs them

@@ -26,6 +26,7 @@ from networks import Backbone
 from workflow import distributed
 from workflow.distributed import ProcessGroup, parallel
 from workflow.sampler import EpochSampler
+from workflow.sync_batch_norm import CPUSyncBatchNorm
 
 RANKS = 2
 DATA = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
@@ -128,17 +129,21 @@ def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch):
         ProcessGroup()
 
 
-def test_batch_norm_is_shared_over_processes_on_cuda_alone(monkeypatch):
-    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+def test_batch_norm_is_shared_over_processes(monkeypatch):
+    def module() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+
     monkeypatch.setattr("workflow.distributed.DistributedDataParallel", lambda m, device_ids: (m, device_ids))
     monkeypatch.setattr(nn.Module, "to", lambda self, device: self)
-    assert parallel(module, torch.device("cpu")) == (module, None)
-    assert type(module[1]) is nn.BatchNorm2d
-    cuda = torch.device("cuda:0")
-    assert parallel(module, cuda, sync_batch_norm=False) == (module, [cuda])
-    assert type(module[1]) is nn.BatchNorm2d
-    assert parallel(module, cuda) == (module, [cuda])
-    assert type(module[1]) is nn.SyncBatchNorm  # in place: the module that is saved has it too
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
+    kinds = {(cpu, True): CPUSyncBatchNorm, (cuda, True): nn.SyncBatchNorm}
+    for device in (cpu, cuda):
+        for shared in (True, False):
+            plain = module()
+            found, device_ids = parallel(plain, device, sync_batch_norm=shared)
+            assert found is plain  # in place: the module that is saved has it too
+            assert device_ids == ([cuda] if device == cuda else None)
+            assert type(plain[1]) is kinds.get((device, shared), nn.BatchNorm2d)
 
 
 def test_synchronised_bn_keeps_the_activations_of_timm():

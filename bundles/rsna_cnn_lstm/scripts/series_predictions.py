@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from ignite import distributed as idist
 from monai.data import decollate_batch
-from monai.utils import convert_to_tensor, evenly_divisible_all_gather, string_list_all_gather
+from monai.utils import convert_to_tensor
+
+from workflow.gather import in_rank_order, ranks
 
 from .datalist import datalist_solution
 from .labels import MISSING, LabelTable, first_few
@@ -74,7 +75,7 @@ class SeriesPredictions:
 
     def found_any(self) -> bool:
         """Whether any process has predicted a series."""
-        return idist.all_reduce(len(self._keys)) > 0
+        return bool(in_rank_order(self._keys))
 
     def gather(self) -> tuple[pd.DataFrame, np.ndarray]:
         """All series of all processes, sorted by id so that the number of processes leaves no trace.
@@ -85,18 +86,12 @@ class SeriesPredictions:
         Raises:
             ValueError: nothing was predicted, or a series occurs twice (a distributed sampler's padding is dropped).
         """
-        keys, rows = (
-            self._keys,
-            torch.stack(self._rows) if self._rows else torch.zeros(0, self._width, dtype=torch.double),
-        )
-        distributed = idist.get_world_size() > 1
-        if distributed:
-            rows = evenly_divisible_all_gather(rows.to(idist.device()), concat=True).cpu()
-            keys = string_list_all_gather(keys)
+        keys = in_rank_order(self._keys)
         if not keys:
             raise ValueError("no series was predicted: the data list is empty")
+        rows = torch.stack(in_rank_order(self._rows))
         positions = {key: position for position, key in enumerate(keys)}
-        if len(positions) < len(keys) and not distributed:
+        if len(positions) < len(keys) and ranks()[1] == 1:
             twice = len(keys) - len(positions)
             raise ValueError(
                 f"{twice} series were predicted more than once; the data list repeats patient_id, series_id"
@@ -107,10 +102,6 @@ class SeriesPredictions:
         probabilities = self.table.probabilities(rows[:, : self.table.num_logits]).numpy()
         frame = pd.concat([frame, pd.DataFrame(probabilities, columns=list(self.table.columns))], axis=1)
         return frame, rows[:, self.table.num_logits :].long().numpy()
-
-    @property
-    def _width(self) -> int:
-        return self.table.num_logits + len(self.table.groups)
 
 
 def series_solution(series: pd.DataFrame, labels: np.ndarray, table: LabelTable) -> pd.DataFrame:

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from workflow.gather import in_rank_order
+
 __all__ = ["EmbeddingSpread", "PositionAccuracy", "RecalibrateBN", "SliceHeightError", "embeddings_and_labels"]
 
 
@@ -63,7 +65,14 @@ class _VolumeMean(CumulativeIterationMetric):
     """Mean over volumes of one value each."""
 
     def aggregate(self) -> Tensor:
-        return self.get_buffer().mean()
+        return self.of_all().mean()
+
+    def of_all(self) -> Tensor:
+        """What `_compute_tensor` gave, [V, ...], of the volumes of all processes, in the order of the data.
+
+        MONAI's `get_buffer` has another order, and waits for ever where a process has no volume.
+        """
+        return torch.stack(in_rank_order([value.cpu() for value in self._buffers[0]] if self._buffers else []))
 
     def _compute_tensor(self, y_pred: dict[str, Tensor], y: Tensor | None = None, **kwargs: Any) -> Tensor:
         return self.of_volumes(y_pred, y)[:, None].float()
@@ -126,7 +135,7 @@ class SliceHeightError(_VolumeMean):
         return self.of_volumes(y_pred, y).float().cpu()
 
     def aggregate(self) -> Tensor:
-        features = normalize(self.get_buffer(), dim=-1).numpy()  # (V, S, F)
+        features = normalize(self.of_all(), dim=-1).numpy()  # (V, S, F)
         volumes, slices = features.shape[:2]
         if volumes < 2 or slices < 2:
             return torch.tensor(float("nan"))

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu
+
+from .partner import next_in_batch
 
 __all__ = ["VoCoLoss", "position_loss"]
 
@@ -75,6 +78,7 @@ class VoCoLoss(nn.Module):
             a cosine. Of form v1, ``soft`` takes l as it is, as published; ``hard`` is the relu of 3D VoCo's code.
         symmetric_reg: the regulariser's gradient flows to both crops of a pair (the default); False detaches the
             second, as published, which leaves the last base crop without any. The value is the same.
+        partner: from the base crops' embeddings of the batch to those of each volume's b', see `scripts.partner`.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class VoCoLoss(nn.Module):
         weights: dict[str, float] | None = None,
         clamp: str = "soft",
         symmetric_reg: bool = True,
+        partner: Callable[[Tensor], Tensor | None] = next_in_batch,
     ) -> None:
         super().__init__()
         if form not in FORMS:
@@ -94,7 +99,7 @@ class VoCoLoss(nn.Module):
         unknown = set(weights or {}) - {"intra", "inter", "pos", "neg", "reg"}
         if unknown:
             raise ValueError(f"loss weights: form {form} has the terms {names}, got {sorted(unknown)}")
-        self.form, self.clamp, self.symmetric_reg = form, clamp, symmetric_reg
+        self.form, self.clamp, self.symmetric_reg, self.partner = form, clamp, symmetric_reg, partner
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in names}
         self.last_terms: dict[str, Tensor] = {}
 
@@ -126,9 +131,10 @@ class VoCoLoss(nn.Module):
             positive, negative = position_terms(labels, relu(similarity) if self.clamp == "hard" else similarity)
             return {"pos": positive.mean(), "neg": negative.mean(), "reg": self._regularisation(base_s)}
         inter = cross.new_zeros(())
-        if len(labels) > 1:
-            target = (random_t @ base_t.roll(-1, dims=0).mT).clamp(0.0, 1.0)
-            inter = position_loss(target, self._limit(random_s @ base_s.roll(-1, dims=0).mT)).mean()
+        next_s, next_t = self.partner(base_s), self.partner(base_t)
+        if next_s is not None and next_t is not None:
+            target = (random_t @ next_t.mT).clamp(0.0, 1.0)
+            inter = position_loss(target, self._limit(random_s @ next_s.mT)).mean()
         intra = position_loss(labels, self._limit(cross)).mean()
         return {"intra": intra, "inter": inter, "reg": self._regularisation(base_s)}
 
