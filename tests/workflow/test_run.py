@@ -8,7 +8,6 @@ import json
 import logging
 import random
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from monai.utils import set_determinism
 from pydicom.uid import generate_uid
 
 from workflow.privacy import pseudonym
-from workflow.run import PACKAGES, RunFolder, _versions, select_device, use_amp, write_atomically
+from workflow.run import RunFolder, select_device, use_amp, write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +46,6 @@ def test_a_run_writes_its_config_manifest_and_log(tmp_path):
     manifest = json.loads((run.path / "run.json").read_text())
     assert manifest["result"] == "completed"
     assert manifest["command"] == sys.argv
-    assert manifest["versions"]["torch"] == version("torch")
-    assert set(PACKAGES) < set(manifest["versions"])
     assert manifest["duration_s"] >= 0
     assert "said while running" in (run.path / "log.txt").read_text()
     assert json.loads((run.path / "config.json").read_text()) == {}  # no workflow called
@@ -241,8 +238,3 @@ def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_bytes_are_written_as_they_are(tmp_path):
     write_atomically(tmp_path / "new" / "file.png", b"\x89PNG\r\n")
     assert (tmp_path / "new" / "file.png").read_bytes() == b"\x89PNG\r\n"
-
-
-def test_a_package_that_is_absent_is_said_so(monkeypatch):
-    monkeypatch.setattr("workflow.run.PACKAGES", ("no-such-package-at-all",))
-    assert _versions()["no-such-package-at-all"] == "not installed"
