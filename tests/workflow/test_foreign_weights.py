@@ -1,6 +1,6 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Weights files of others: the layouts that are known compute what their own network computes, the others are refused."""
+"""Weights files of others: those that are known compute what their own network computes, the others are refused."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_every_file_of_ours_starts_a_backbone(tmp_path, caplog, kind):
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in module.state_dict().items())
     assert f"{total} of {total} backbone tensors loaded from {path} (" in caplog.text
     dropped = {
-        "pretraining": r"a pretraining of this project, its student; dropped: student.projector \(\d+\), teacher \(\d+\)",
+        "pretraining": r"of this project, its student; dropped: student.projector \(\d+\), teacher \(\d+\)",
         "classifier": r"a classifier of this project; dropped: norm \(5\), rnn \(8\), head \(2\)",
         "flat": r"this project's weights\)",
     }
