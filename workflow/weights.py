@@ -42,11 +42,12 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the check off
-        named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-        what = f"it names {named[1]}" if named else str(error).split("Please file")[0].splitlines()[-1]
+        # of torch's message, what names the reason and does not advise to switch the check off
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reasons = [line.strip() for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+        what = f"it names {named[1]}" if named else " ".join(reasons[:1])
         raise WeightsError(
-            f"{path}: refused, it holds more than tensors and plain types, so that loading it could run code: {what}. "
+            f"{path}: refused, it holds more than tensors and plain types, so that loading it could run code ({what}). "
             "A file that holds model.state_dict() alone is read."
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, MemoryError) as error:
