@@ -19,6 +19,8 @@ from torch.nn.functional import adaptive_max_pool2d
 
 __all__ = ["POOLS", "Backbone", "GeneralisedMean"]
 
+# arguments of timm.create_model that read weights past workflow.weights
+WEIGHTS_OPTIONS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 POOLS = ("avg", "max", "both", "gem", "attention")
 
 
@@ -80,7 +82,7 @@ class Backbone(nn.Module):
             size takes ``img_size=..., window_size=7, always_partition=True, strict_img_size=False``.
 
     Raises:
-        ValueError: for an unknown model name or pooling.
+        ValueError: for an unknown model name or pooling, or weights among `backbone_kwargs`.
     """
 
     def __init__(
@@ -99,6 +101,11 @@ class Backbone(nn.Module):
             near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
             raise ValueError(f"backbone_name: timm knows no model {name!r}; similar: {near}")
         options = dict(backbone_kwargs or {})
+        if WEIGHTS_OPTIONS & set(options):
+            raise ValueError(
+                f"backbone_kwargs: {', '.join(sorted(WEIGHTS_OPTIONS & set(options)))} would load weights unchecked or "
+                "from the network: give a local file as pretrained_path"
+            )
         self.model = timm.create_model(
             name, pretrained=False, in_chans=in_channels, num_classes=0, global_pool="", scriptable=True, **options
         )

@@ -10,9 +10,15 @@ built, and its message (with near misses) is the last line printed. Two sources 
   line in the config's ``_desc_``;
 - on the command line also nested ids (``train#trainer#max_epochs``), which must exist in the config files.
 
+Values are looked at too: on the command line, an expression, target or macro outside `workflow.vocabulary` is refused
+before it is evaluated. That holds as long as the guard is what runs first: overrides of ``initialize``, ``run``,
+``guard``, ``run_id``, ``init_id`` and import statements are acted on before or instead of it, and a config that
+others wrote need not have it at all (`workflow.review` looks at one before it is run).
+
 One case comes too early for a config: an id below a name that does not exist (``trainr#max_epochs``). MONAI itself
 stops there, before anything is built: its traceback says ``did you mean 'train'?``, its last line is the KeyError.
-`CheckedWorkflow` gives our message there too, and checks the nested ids of Python callers.
+`CheckedWorkflow` gives our message there too, checks the nested ids of Python callers, and looks at all values before
+MONAI has read them.
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .errors import root_cause
 from .privacy import redact
+from .vocabulary import findings
 
 __all__ = ["CheckedWorkflow", "RefusedValue", "UnknownOverride", "check_overrides", "given_overrides",
            "running_config"]  # fmt: skip
@@ -142,13 +149,14 @@ def explain_last(kind: type[BaseException], error: BaseException, traceback: Tra
 
 
 def check_overrides(argv: Sequence[str] | None = None) -> None:
-    """End the run if an override names an id that the config does not have.
+    """End the run if an override names an id that the config does not have, or its value is code.
 
     Args:
         argv: the command line, default ``sys.argv``; looked at only when it is MONAI's own.
 
     Raises:
         UnknownOverride: naming each unknown id and its near misses; also written to standard error as the last line.
+        RefusedValue: for a value of the command line outside `workflow.vocabulary`, or that would not arrive.
     """
     config = running_config() or {}
     described = set(config.get("_desc_", {}))
@@ -160,7 +168,9 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv if argv is None else argv
     if Path(argv[0]).parts[-3:-1] == ("monai", "bundle"):
         sys.excepthook = explain_last
-        files = command_line(argv).get("config_file", [])
+        pairs = command_line(argv)
+        _refuse_code(pairs)
+        files = pairs.get("config_file", [])
         content = ConfigParser.load_config_files(files)
         known |= set(_ids({key: value for key, value in content.items() if key not in RESERVED}))
         given = given_overrides(argv)
@@ -179,16 +189,25 @@ class CheckedWorkflow(ConfigWorkflow):
 
     Raises:
         UnknownOverride: naming each id that the config does not have, and its near misses.
+        RefusedValue: for an override outside `workflow.vocabulary`.
     """
 
     def __init__(self, config_file: str | Sequence[str], *args: Any, **kwargs: Any) -> None:
         arguments = inspect.signature(ConfigWorkflow.__init__).parameters
+        _refuse_code(kwargs)
         content = ConfigParser.load_config_files(config_file)
         known = set(_ids({key: value for key, value in content.items() if key not in RESERVED}))
         unknown = [key for key in kwargs if key not in arguments and _normalise(key) not in known]
         if unknown:
             _stop(UnknownOverride(unknown, known))
         super().__init__(config_file, *args, **kwargs)
+
+
+def _refuse_code(pairs: Mapping[str, Any]) -> None:
+    """Values that MONAI would evaluate, outside the vocabulary of the configs."""
+    found = [f"--{id} {text}: {reason}" for id, text, reason in findings(pairs)]
+    if found:
+        _stop(RefusedValue(f"{'; '.join(found)}. What is meant goes into a JSON file named last in --config_file"))
 
 
 def _refuse_lost_values(pairs: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from .foreign_weights import LAYOUTS, TORCHVISION, strip_wrappers, timm_facts, translate
+
 __all__ = ["WeightsError", "WeightsLoader", "load_tensors", "load_weights", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
-# what wrappers put before the names of a plain network (DDP, torch.compile, lightning)
-PREFIXES = ("module.", "_orig_mod.", "model_state_dict.")
+# the keys under which a checkpoint keeps its network: ours, and those of others
+NETWORK_KEYS = ("backbone", "network", "model", "state_dict", "model_state_dict")
 
 
 class WeightsError(ValueError):
@@ -34,13 +38,35 @@ def load_tensors(path: str | os.PathLike[str]) -> Any:
     Raises:
         WeightsError: naming the file, if it is no such file, damaged, or holds anything else.
     """
+    _refuse_bomb(Path(path))
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path}: refused, it holds more than tensors (weights_only): {error}") from error
-    except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+        # of torch's message, what names the reason and does not advise to switch the check off
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reasons = [line.strip() for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+        what = f"it names {named[1]}" if named else " ".join(reasons[:1])
+        raise WeightsError(
+            f"{path}: refused, it holds more than tensors and plain types, so that loading it could run code ({what}). "
+            "A file that holds model.state_dict() alone is read."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, MemoryError) as error:
         # torch's reader answers a file of another kind with whatever its first bytes lead to
         raise WeightsError(f"{path}: not readable as a weights file: {type(error).__name__}: {error}") from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    """torch stores its archives uncompressed: one that unpacks to more than the file was made to fill the memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # an older format, or damaged: torch's reader will say
+    if unpacked > path.stat().st_size:
+        raise WeightsError(
+            f"{path}: refused, a file of {path.stat().st_size} bytes that unpacks to {unpacked}: "
+            "expected an archive as torch.save writes it, which is not compressed"
+        )
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -60,10 +86,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError, ValueError, LookupError, RuntimeError, MemoryError) as error:
             raise WeightsError(f"{path}: not readable as a safetensors file: {error}") from error
     content = load_tensors(path)
-    for key in ("backbone", "network", "model", "state_dict"):
+    for key in NETWORK_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
@@ -73,18 +99,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            # wrappers may stand in any order: start again
-            return _strip({name.removeprefix(prefix): value for name, value in state.items()})
-    return state
-
-
 def load_weights(
     module: nn.Module, path: str | os.PathLike[str], *, what: str = "backbone", allow_partial: bool = False
 ) -> tuple[int, int]:
     """Copy the tensors of a weights file into `module` and log "N of M tensors loaded".
+
+    Files of others are read by their layout, see `workflow.foreign_weights`.
 
     Args:
         module: the network (or part of one) that the file's names belong to.
@@ -98,7 +118,12 @@ def load_weights(
     Raises:
         WeightsError: naming the missing, unexpected and misshapen tensors; always if not one fits.
     """
-    state, own = _strip(read_weights(path)), module.state_dict()
+    file, own = strip_wrappers(read_weights(path)), module.state_dict()
+    try:
+        found = translate(file, own, timm_facts(module))
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    state = found.state
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     misshapen = [name for name in own if name in state and own[name].shape != state[name].shape]
@@ -110,10 +135,15 @@ def load_weights(
         if names
     ]
     if problems and (not allow_partial or not fitting):
-        raise WeightsError(f"{summary}; {'; '.join(problems)}. Is it the same backbone_name, pooling and in_channels?")
+        known = (
+            "" if fitting else f" Known: {', '.join(layout.name for layout in LAYOUTS)} of {', '.join(TORCHVISION)}."
+        )
+        raise WeightsError(
+            f"{summary}; {'; '.join(problems)}. Is it the same backbone_name, pooling and in_channels?{known}"
+        )
     module.load_state_dict(fitting, strict=not problems)
-    logger.info("%d of %d %s tensors loaded from %s%s", len(fitting), len(own), what, path,
-                f"; left as they were: {'; '.join(problems)}" if problems else "")  # fmt: skip
+    told = [found.layout, *found.notes, *([f"left as they were: {'; '.join(problems)}"] if problems else [])]
+    logger.info("%d of %d %s tensors loaded from %s (%s)", len(fitting), len(own), what, path, "; ".join(told))
     return len(fitting), len(own)
 
 

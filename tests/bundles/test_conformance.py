@@ -27,6 +27,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
+from workflow.review import review
+from workflow.vocabulary import ATTRIBUTES, NAMES, TARGETS
 
 BUNDLES = ("voco2d_pretrain", "rsna_cnn_lstm")
 SHARED = ("transforms", "networks", "workflow")
@@ -37,14 +39,6 @@ MERGED = {
     "rsna_cnn_lstm": ("", "evaluate", "multi_gpu_train", "prepare", "cross_validate", "federated"),
 }
 STANDALONE = {"voco2d_pretrain": ("inference",), "rsna_cnn_lstm": ("calibrate", "check_data", "folds", "inference")}
-# All that expressions may say. Whatever is not here belongs into a documented function.
-NAMES = {"torch", "int", "len", "list", "str"}
-ATTRIBUTES = {
-    "start", "finish", "stop", "run", "prepare_all",  # the run
-    "path", "model", "checkpoints", "tensorboard", "failed", "rank", "device", "type",  # what an object knows
-    "backbone", "student", "module", "parameters", "to", "num_logits", "slice_groups", "uint8", "bfloat16", "Generator",
-}  # fmt: skip
-REFERENCE = re.compile(r"[@%]\w+(?:(?:#|::)\w+)*")
 # packages that no line imports, and what needs them
 INDIRECT = {
     "tensorboard": "torch.utils.tensorboard",
@@ -308,34 +302,22 @@ def test_inference_and_training_agree_on_what_shapes_the_input(root: Path, bundl
     assert {name: train[name] for name in shared} == {name: inference[name] for name in shared}
 
 
-def foreign(expression: str) -> set[str]:
-    """Names and attributes of an expression outside the vocabulary."""
-    tree = ast.parse(REFERENCE.sub("reference", expression), mode="eval")
-    nodes = list(ast.walk(tree))
-    bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)} | {"reference"}
-    names = {node.id for node in nodes if isinstance(node, ast.Name)} - bound
-    return names - NAMES | {node.attr for node in nodes if isinstance(node, ast.Attribute)} - ATTRIBUTES
-
-
-def test_foreign_finds_what_it_should() -> None:
-    assert foreign("[s // 8 for s in @image_size] + [len(@train#dataset)]") == set()
-    assert foreign("open(@path).read()") == {"open", "read"}
-    assert foreign("torch.hub.load('a', 'b')") == {"hub", "load"}
-    assert foreign("lambda x: __import__('os').system(x)") == {"__import__", "system"}
-
-
 @bundles
-def test_expressions_are_short_and_of_a_small_vocabulary(root: Path, bundle: str) -> None:
+def test_expressions_and_targets_are_of_a_small_vocabulary(root: Path, bundle: str) -> None:
+    found = {path.name: review(path) for path in config_paths(root, bundle)}
+    assert found == {name: [] for name in found}
     expressions = [(name, text) for name, text in strings(root, bundle) if text.startswith("$")]
     assert len(expressions) > 20
-    for name, text in expressions:
-        assert len(text) <= 100, f"{name}: {len(text)} characters: {text}"
-        if text.startswith("$import"):
-            assert text in ("$import torch",), name
-            assert re.match(r"\w+\.json imports#\d+$", name), name
-        else:
-            assert not foreign(text[1:]), f"{name}: {foreign(text[1:])} in {text}"
+    imports = [name for name, text in expressions if text.startswith("$import")]
+    assert all(re.match(r"\w+\.json imports#\d+$", name) for name in imports), imports
+
+
+def test_the_vocabulary_holds_nothing_idle(root: Path) -> None:
+    found = [pair for bundle in BUNDLES for pair in strings(root, bundle)]
+    text = " ".join(text for _, text in found if text.startswith("$"))
+    words = set(re.findall(r"\w+", text))
+    assert not {text for name, text in found if name.endswith("_target_")} ^ TARGETS
+    assert not (NAMES | ATTRIBUTES) - words
     assert not NAMES - {"torch", *dir(builtins)}
 
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor, nn
 
 from bundles.voco2d_pretrain.scripts.batch import PrepareCrops
 from bundles.voco2d_pretrain.scripts.loss import VoCoLoss
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
-from bundles.voco2d_pretrain.scripts.teacher import MomentumAverage, TeacherUpdate
+from bundles.voco2d_pretrain.scripts.teacher import MomentumAverage, StudentWeights, TeacherUpdate
+from workflow.checkpoint import Checkpoints
 
 CPU = torch.device("cpu")
 
@@ -206,3 +207,48 @@ def test_a_fixed_momentum_and_the_half_way_point():
 def test_a_momentum_that_is_none_is_refused(momentum):
     with pytest.raises(ValueError, match="ema_momentum: expected 0 <= start <= end <= 1, got"):
         MomentumAverage(momentum)
+
+
+def test_student_and_teacher_start_from_a_weights_file(tmp_path):
+    torch.manual_seed(9)
+    source, voco = Cnn(), network()
+    source.norm.running_mean.fill_(0.5)
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    projector = snapshot(voco.student.projector)
+    engine = Engine(lambda *_: None)
+    StudentWeights(voco, str(tmp_path / "model.pt")).attach(engine)
+    engine.run([0])
+    loaded = voco.student.backbone.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in source.state_dict().items())
+    assert same(projector, snapshot(voco.student.projector))
+    teacher, student = voco.teacher.module.state_dict(), voco.student.state_dict()
+    assert all(torch.equal(tensor, student[name]) for name, tensor in teacher.items())
+    assert int(voco.teacher.n_averaged) == 1
+    assert not any(parameter.requires_grad for parameter in voco.teacher.parameters())
+
+
+def test_a_checkpoint_wins_over_the_weights_that_the_run_started_from(tmp_path):
+    torch.manual_seed(9)
+    torch.save(Cnn().state_dict(), tmp_path / "model.pt")
+
+    def run(resume):
+        voco, engine = network(), Engine(lambda *_: None)
+        StudentWeights(voco, str(tmp_path / "model.pt")).attach(engine)
+        Checkpoints(str(tmp_path / "checkpoints"), {"network": voco}, resume=resume).attach(engine)
+        if resume is None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: voco.load_state_dict(moved))
+        engine.run([0], max_epochs=1 if resume is None else 2)
+        return voco.state_dict()
+
+    moved = {name: tensor + 1 for name, tensor in network().state_dict().items()}
+    run(None)
+    found = run("latest")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in moved.items())
+
+
+def test_no_weights_leave_student_and_teacher_as_they_were():
+    voco, engine = network(), Engine(lambda *_: None)
+    before = snapshot(voco)
+    StudentWeights(voco, None).attach(engine)
+    engine.run([0])
+    assert same(before, snapshot(voco))

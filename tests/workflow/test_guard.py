@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from workflow.guard import (
     RESERVED,
     CheckedWorkflow,
+    RefusedValue,
     UnknownOverride,
     check_overrides,
     command_line,
@@ -255,3 +256,71 @@ def test_the_command_line_ends_with_status_2_and_builds_nothing(run_bundle, tmp_
     assert last.startswith("unknown override 'max_epoch': did you mean max_epochs")
     assert "unknown override 'train#trainer#max_epoch': did you mean train#trainer#max_epochs" in last
     assert not (tmp_path / "out").exists()
+
+
+CODE = "$__import__('os').mkdir('M')"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("learning_rate", CODE, "__import__, mkdir"),
+        ("backbone_kwargs", "{'a': [\"" + CODE + '"]}', "__import__, mkdir"),
+        ("backbone_kwargs", "{'_target_': 'os.mkdir', 'path': 'M'}", "a target that is not in the vocabulary"),
+        ("backbone_kwargs#_target_", "os.mkdir", "a target that is not in the vocabulary"),
+        ("learning_rate", "%other.json#x", "a macro"),
+        ("learning_rate", "$import os", "an import"),
+    ],
+)
+def test_code_on_the_command_line_is_refused_before_it_is_evaluated(
+    config_file, tmp_path, monkeypatch, capsys, name, value, reason
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.json").write_text(json.dumps({"x": CODE}))
+    monkeypatch.setattr(sys, "argv", monai_argv(config_file, f"--{name}", value))
+    content = json.loads(config_file.read_text())
+    content["run"].append("$str(@learning_rate) + str(@backbone_kwargs)")
+    config_file.write_text(json.dumps(content))
+    override = {name: command_line(sys.argv)[name]}
+    with pytest.raises(RefusedValue) as caught:
+        workflow(config_file, **override).run()
+    assert reason in str(caught.value)
+    assert capsys.readouterr().err.strip().splitlines()[-1] == str(caught.value)
+    assert not (tmp_path / "marker").exists()
+    assert not (tmp_path / "M").exists()
+    with pytest.raises(RefusedValue, match=reason):
+        CheckedWorkflow(str(config_file), workflow_type="train", logging_file=False, **override)
+    if "import os" not in value and "#" not in name:
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
+        workflow(config_file, **override).run()
+        assert (tmp_path / "M").exists()  # it is one that would have
+
+
+def test_expressions_of_the_vocabulary_pass_on_the_command_line(config_file):
+    check_overrides(monai_argv(config_file, "--learning_rate", "$0.1 * len(@backbone_kwargs)"))
+
+
+def test_code_in_an_args_file_is_refused(config_file, tmp_path):
+    args = tmp_path / "args.json"
+    args.write_text(json.dumps({"config_file": str(config_file), "learning_rate": CODE}))
+    with pytest.raises(RefusedValue, match=r"--learning_rate .*__import__"):
+        check_overrides(["/x/monai/bundle/__main__.py", "run", "--args_file", str(args)])
+
+
+def test_what_is_acted_on_before_the_guard_is_not_refused_by_it(config_file, tmp_path, monkeypatch):
+    """As the documents say; `CheckedWorkflow` does refuse it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", monai_argv(config_file, "--initialize", f'["{CODE}"]'))
+    with pytest.raises(RefusedValue):
+        CheckedWorkflow(str(config_file), workflow_type="train", logging_file=False, initialize=[CODE])
+    assert not (tmp_path / "M").exists()
+    workflow(config_file, initialize=[CODE])
+    assert (tmp_path / "M").exists()
+
+
+def test_code_on_the_command_line_ends_with_status_2_and_is_not_run(run_bundle, tmp_path):
+    arguments = ["--output_root", tmp_path / "out", "--run_name", "a", "--dataset_dir", CODE]
+    done = run_bundle("rsna_cnn_lstm", *arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert f"--dataset_dir {CODE}: an expression outside the vocabulary" in done.stderr.strip().splitlines()[-1]
+    assert {path.name for path in tmp_path.iterdir()} <= {".coverage"}

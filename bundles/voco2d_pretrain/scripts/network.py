@@ -103,6 +103,10 @@ class VoCoNetwork(nn.Module):
                 module.train(mode)  # ... but the batch's statistics
         return self
 
+    def restart_teacher(self) -> None:
+        """Make the teacher a copy of the student again, for a student whose weights were loaded."""
+        self.teacher.module.load_state_dict(self.student.state_dict())
+
     @torch.no_grad()
     def move_teacher(self) -> None:
         self.teacher.update_parameters(self.student)

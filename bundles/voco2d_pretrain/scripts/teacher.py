@@ -13,9 +13,11 @@ from ignite.engine import Engine
 from torch import Tensor
 from torch.optim import Optimizer
 
+from workflow.weights import WeightsLoader
+
 from .network import VoCoNetwork
 
-__all__ = ["MomentumAverage", "TeacherUpdate"]
+__all__ = ["MomentumAverage", "StudentWeights", "TeacherUpdate"]
 
 
 class MomentumAverage:
@@ -57,3 +59,23 @@ class TeacherUpdate:
 
     def attach(self, engine: Engine) -> None:
         self.optimizer.register_step_post_hook(lambda *_: self.network.move_teacher())
+
+
+class StudentWeights(WeightsLoader):
+    """Handler that starts the student's CNN, and so the teacher, from a weights file; None leaves both as initialised.
+
+    Place it before the checkpoints' handler: what a resumed run restores wins.
+
+    Args:
+        network: student and teacher.
+        path, allow_partial: as in `workflow.weights.load_weights`.
+    """
+
+    def __init__(self, network: VoCoNetwork, path: str | None, *, allow_partial: bool = False) -> None:
+        super().__init__(path, network.student.backbone, allow_partial=allow_partial)
+        self.network = network
+
+    def __call__(self, engine: Engine) -> None:
+        super().__call__(engine)
+        if self.path is not None:
+            self.network.restart_teacher()
