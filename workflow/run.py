@@ -113,6 +113,8 @@ class RunFolder:
         resume: None for a new run, ``latest`` or a checkpoint file to go on with one.
         anonymise: name series in ``failed.csv`` by pseudonyms instead of paths, and keep UIDs out of ``config.json``
             and ``run.json`` as out of the logs.
+        deterministic: whether cuDNN is held to algorithms that repeat bit for bit; otherwise it times those that do not
+            as well and takes the fastest. Says nothing on a CPU.
 
     Raises:
         ValueError: if `run_name` is not a plain name, or ``resume="latest"`` comes without one.
@@ -124,6 +126,7 @@ class RunFolder:
         run_name: str | None = None,
         resume: str | None = None,
         anonymise: bool = False,
+        deterministic: bool = True,
     ) -> None:
         if resume == "latest" and run_name is None:
             raise ValueError("resume: 'latest' needs the run_name of the run to go on with")
@@ -133,6 +136,7 @@ class RunFolder:
         self.path = Path(output_root).expanduser().absolute() / name
         self.resume = resume
         self.anonymise = anonymise
+        self.deterministic = deterministic
         self._started = time.time()
         self._until_finish = ExitStack()  # the log file, and what keeps UIDs out of logs
 
@@ -167,6 +171,8 @@ class RunFolder:
         if not isinstance(seed, int):
             raise ValueError(f"seed: expected an integer, got {seed!r} (folds, order and crops are functions of it)")
         set_determinism(seed=seed)
+        if not self.deterministic:  # the seed holds, the last digits of a GPU's sums do not
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
         self._until_finish.enter_context(redacted_logs())
         if main_process:
             self.path.mkdir(parents=True, exist_ok=True)

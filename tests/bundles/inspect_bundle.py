@@ -8,12 +8,16 @@ Arguments: a JSON object with `out`, `data` (an RSNA tree), `samples` (series), 
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import os
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from torch import Tensor
@@ -26,6 +30,31 @@ WORKFLOWS = {
     "train+multi_gpu": ["train.json", "multi_gpu_train.json"],
 }
 SMALL = {"backbone_name": "test_efficientnet", "hidden_size": 16, "device": "cpu", "num_workers": 0, "backend": "gloo"}
+
+
+def state() -> dict[str, Any]:
+    """What importing a bundle's code must leave as it is."""
+    return {
+        "sys.path": list(sys.path),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "handlers": [str(handler) for handler in logging.getLogger().handlers],
+        "level": logging.getLogger().level,
+        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),  # noqa: NPY002
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.is_initialized(),
+        "files": sorted(str(path) for path in Path().rglob("*") if "__pycache__" not in path.parts),
+    }
+
+
+def changed_by_imports() -> list[str]:
+    """Imports all modules of the bundle; how many there are, and names of what that changed."""
+    before = state()
+    files = [path for name in ("transforms", "networks", "workflow", "scripts") for path in Path(name).rglob("*.py")]
+    for path in sorted(files):
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+    after = state()
+    return [str(len(files) > 35), *(name for name in before if before[name] != after[name])]
 
 
 def overrides(files: list[str], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +155,7 @@ def attempt(function: Any, *arguments: Any) -> Any:
 
 def main(arguments: dict[str, Any]) -> None:
     found = {
+        "imports": attempt(changed_by_imports),  # first: nothing of the bundle is imported yet
         "round_trip": attempt(round_trip, arguments),
         "preprocessing": attempt(preprocessing, arguments),
         "network_shape": attempt(network_shape),

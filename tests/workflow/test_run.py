@@ -200,6 +200,16 @@ def test_the_seed_decides_every_generator(tmp_path):
         draw("d", None)
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_determinism_can_be_turned_off_and_the_seed_holds(tmp_path, monkeypatch, deterministic):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", not deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    RunFolder(tmp_path, "a", deterministic=deterministic).start(seed=5)
+    assert torch.backends.cudnn.deterministic is deterministic
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert torch.initial_seed() == 5
+
+
 def test_a_device_that_is_absent_is_an_error(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level(logging.INFO):
