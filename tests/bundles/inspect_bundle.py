@@ -65,7 +65,7 @@ def overrides(files: list[str], arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if key in parser.get()}
 
 
-def workflow(name: str, arguments: dict[str, Any]) -> ConfigWorkflow:
+def workflow(name: str, arguments: dict[str, Any], **more: Any) -> ConfigWorkflow:
     files = WORKFLOWS[name]
     opened = ConfigWorkflow(
         config_file=[f"configs/{file}" for file in files],
@@ -73,7 +73,7 @@ def workflow(name: str, arguments: dict[str, Any]) -> ConfigWorkflow:
         logging_file="configs/logging.conf",
         workflow_type="infer" if name == "inference" else "train",
         run_name=name,
-        **overrides(files, arguments),
+        **{**overrides(files, arguments), **more},
     )
     opened.initialize()
     return opened
@@ -102,6 +102,19 @@ def round_trip(arguments: dict[str, Any]) -> dict[str, Any]:
     read["network_def"] = isinstance(opened.network_def, torch.nn.Module)
     read["version"], read["monai_version"] = opened.version, opened.monai_version
     return read
+
+
+def overridden(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the trained parts know of overrides, given as the command line gives them."""
+    parser = workflow("train", arguments, learning_rate=0.5, batch_size=3, max_epochs=7, weight_decay=0.25).parser
+    optimizer, trainer = (parser.get_parsed_content(name) for name in ("optimizer", "train#trainer"))
+    groups = optimizer.param_groups
+    return {
+        "learning_rate": sorted({group["initial_lr"] for group in groups}),
+        "weight_decay": sorted({group["weight_decay"] for group in groups}),
+        "batch_size": parser.get_parsed_content("train#dataloader").batch_size,
+        "max_epochs": trainer.state.max_epochs,
+    }
 
 
 def as_volume(item: dict[str, Tensor], parser: ConfigParser) -> Tensor:
@@ -157,6 +170,7 @@ def main(arguments: dict[str, Any]) -> None:
     found = {
         "imports": attempt(changed_by_imports),  # first: nothing of the bundle is imported yet
         "round_trip": attempt(round_trip, arguments),
+        "overridden": attempt(overridden, arguments),
         "preprocessing": attempt(preprocessing, arguments),
         "network_shape": attempt(network_shape),
         # last: Ignite remembers that the process was one of a group

@@ -437,6 +437,13 @@ def test_properties_can_be_set_and_read_back(inspected: dict[str, Any], root: Pa
 
 
 @bundles
+def test_overrides_reach_what_they_name(inspected: dict[str, Any], bundle: str) -> None:
+    found = inspected[bundle]["overridden"]
+    assert isinstance(found, dict), found
+    assert found == {"learning_rate": [0.5], "weight_decay": [0.25], "batch_size": 3, "max_epochs": 7}
+
+
+@bundles
 def test_network_takes_and_gives_what_the_metadata_says(inspected: dict[str, Any], bundle: str) -> None:
     assert inspected[bundle]["network_shape"] == "verified"
 
