@@ -41,8 +41,15 @@ def constraints(paths: Iterable[Path]) -> list[str]:
     return [f"{name}=={version}" for name, (version, _) in sorted(found.items())]
 
 
-if __name__ == "__main__":
+def main(bundles: Path = BUNDLES) -> str | None:
+    """Writes the constraints of all bundles to standard output; what is wrong, if anything is."""
     try:
-        sys.stdout.write("\n".join(constraints(sorted(BUNDLES.glob("*/configs/metadata.json")))) + "\n")
+        lines = constraints(sorted(bundles.glob("*/configs/metadata.json")))
     except ValueError as error:
-        sys.exit(str(error))
+        return str(error)
+    sys.stdout.write("\n".join(lines) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

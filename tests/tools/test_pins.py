@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
-import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from tools.pins import constraints
+from tools.pins import constraints, main
 
 
 def metadata(path: Path, **changes: str) -> Path:
@@ -54,9 +54,25 @@ def test_no_file_is_an_error() -> None:
         constraints([])
 
 
-def test_as_make_calls_it(root: Path) -> None:
-    """Every package of requirements.txt is constrained, and no other; without the packages of the project."""
-    command = [sys.executable, "-I", "-S", str(root / "tools" / "pins.py")]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+def test_as_make_calls_it(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every package of requirements.txt is constrained, and no other."""
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(root / "tools" / "pins.py"), run_name="__main__")
+    assert ended.value.code is None
+    lines = capsys.readouterr().out.splitlines()
     required = (line.split("#")[0].strip() for line in (root / "requirements.txt").read_text().splitlines())
-    assert {re.split("==", line)[0] for line in lines} == {Requirement(line).name for line in required if line}
+    assert {line.split("==")[0] for line in lines} == {Requirement(line).name for line in required if line}
+
+
+def test_a_fault_is_the_last_line_and_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a" / "configs").mkdir(parents=True)
+    metadata(tmp_path / "a" / "configs" / "metadata.json", timm="newest")
+    assert "timm is pinned to 'newest'" in main(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_it_runs_before_anything_is_installed(root: Path) -> None:
+    tree = ast.parse((root / "tools" / "pins.py").read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
