@@ -4,20 +4,31 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# PINNED=yes installs exactly the versions that the bundles' metadata.json name, else the newest
+PINNED ?=
+METADATA := $(wildcard bundles/*/configs/metadata.json)
+CONSTRAINED := $(if $(PINNED),-c $(VENV)/constraints.txt)
+# whole files of tests are shared among as many processes as there are cores, the longest first
+WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# what goes into a packed bundle, and the zoo's own settings for it
+PACKED := transforms networks workflow $(wildcard bundles/*/scripts) $(wildcard tests/zoo)
+ZOO := tools/zoo_style.cfg
 export PYTHONUNBUFFERED := 1
 # one thread a process: tests start several processes, and two cores are soon oversubscribed
 test test-all: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-pins test-all lint format clean
 
-$(VENV)/run.stamp: requirements.txt
+$(VENV)/run.stamp: requirements.txt $(if $(PINNED),tools/pins.py $(METADATA))
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements.txt
+	$(if $(PINNED),$(PY) tools/pins.py > $(VENV)/constraints.txt)
+	$(PIP) -r requirements.txt $(CONSTRAINED)
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/run.stamp
-	$(PIP) -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt $(CONSTRAINED)
 	@touch $@
 
 ## the whole path on synthetic CT, about five minutes on two cores after the installation
@@ -26,20 +37,29 @@ demo: $(VENV)/run.stamp
 
 ## lint and the fast tests
 test: lint
-	$(PY) -m pytest -m "not slow and not debian"
+	$(PY) -m pytest $(PARALLEL) -m "not slow and not debian"
+
+## the same on exactly the versions that the bundles pin; PYTHON_PINS=python3.10 on the model zoo's Python
+PYTHON_PINS ?= python3
+test-pins:
+	$(MAKE) test PINNED=yes VENV=.venv-pins PYTHON=$(PYTHON_PINS)
 
 ## every test, and the coverage of what both bundles run
 test-all: lint
 	$(PY) -m coverage erase
-	$(PY) -m pytest --durations=30 --cov --cov-report=term:skip-covered
+	$(PY) -m pytest $(PARALLEL) --durations=30 --cov --cov-report=term:skip-covered
 
+## our rules by ruff; then what the model zoo's CI would say of a packed bundle
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/isort --check --settings-file $(ZOO) $(PACKED)
+	$(VENV)/bin/black --quiet --check --line-length 120 --skip-magic-trailing-comma $(PACKED)
+	$(VENV)/bin/flake8 --config $(ZOO) $(PACKED)
 
 format: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf out .venv .coverage* .pytest_cache .ruff_cache
+	rm -rf out .venv .venv-pins .coverage* .pytest_cache .ruff_cache

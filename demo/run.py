@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
 from workflow.checkpoint import newest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,8 +75,9 @@ class Demo:
 
 def split(data: Path, seed: int) -> Path:
     """A third of the patients for the test, never trained on; five folds of the others."""
-    from bundles.rsna_cnn_lstm.scripts.datalist import rsna_datalist
     from workflow.folds import make_folds, write_folds
+
+    from bundles.rsna_cnn_lstm.scripts.datalist import rsna_datalist
 
     items = rsna_datalist(data, ROOT / "bundles/rsna_cnn_lstm/configs/labels.json")
     patients = sorted({item["patient_id"] for item in items})

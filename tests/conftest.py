@@ -7,12 +7,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests first, then those that run bundles: several processes share the files, and a long
+    one that begins last would keep the others waiting."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path], item.path.parent.name != "bundles"))
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +81,7 @@ def run_bundle() -> Callable[..., subprocess.CompletedProcess[str]]:
         if cwd != folder:
             command += ["--bundle_root", str(folder)]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        environment.update(
-            COVERAGE_PROCESS_START=str(ROOT / "pyproject.toml"),
-            COVERAGE_FILE=str(ROOT / ".coverage"),
-        )
+        environment.update(COVERAGE_PROCESS_START=str(ROOT / "pyproject.toml"), COVERAGE_FILE=str(ROOT / ".coverage"))
         done = subprocess.run(
             [*command, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
         )

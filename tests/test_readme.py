@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+BUNDLES = ("voco2d_pretrain", "rsna_cnn_lstm")
 SMALL = ["--backbone_name", "test_efficientnet", "--device", "cpu", "--num_workers", "0"]
 FEW = ["--max_epochs", "1", "--batch_size", "2"]
 VOCO = ["--volume_size", "[96,96,16]", "--crop_size", "[32,32]", "--num_slices", "4", "--hidden_size", "32"]
@@ -52,3 +54,46 @@ def test_every_link_of_the_readme_leads_somewhere(root: Path):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
     assert links
     assert all((root / link).exists() for link in links)
+
+
+def make_targets(text: str) -> set[str]:
+    return set(re.findall(r"\bmake ([a-z][a-z-]*)", text))
+
+
+def test_every_make_command_exists_and_ci_runs_those_of_the_readme(root: Path):
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    known = set(re.findall(r"^([a-z][a-z-]*):", makefile, flags=re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md"):
+        code = re.findall(r"```bash\n.*?```|`[^`\n]+`", (root / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert make_targets("\n".join(code)) <= known, name
+    first = re.findall(r"```bash\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+    ci = re.findall(r"^make ([a-z-]+)", (root / ".ci" / "run").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert make_targets(first) <= set(ci)
+
+
+def test_the_readme_installs_as_make_does(root: Path):
+    """The one command that needs a network: `make demo` runs it with the same requirements."""
+    text, makefile = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
+    assert "python -m venv .venv && .venv/bin/pip install -r requirements.txt && . .venv/bin/activate" in text
+    assert "$(PYTHON) -m venv $(VENV)" in makefile
+    assert "$(PIP) -r requirements.txt" in makefile
+
+
+def test_inline_commands_are_modules_that_explain_themselves(root: Path, monkeypatch, capsys):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    modules = sorted(set(re.findall(r"`python -m (\S+?)(?: --help)?`", text)))
+    assert modules == ["demo.dataset", "demo.run"]
+    for module in modules:
+        monkeypatch.setattr(sys, "argv", [module, "--help"])
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__")
+        assert ended.value.code == 0
+        assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"bundles/{b}/docs/README.md" for b in BUNDLES)])
+def test_no_command_stands_outside_the_blocks_that_are_run(root: Path, name: str):
+    text = (root / name).read_text(encoding="utf-8")
+    outside = re.sub(r"^```bash\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert not re.findall(r"^\s*\$?\s*(?:python3?|torchrun|pip|sbatch|srun|make) .*", outside, flags=re.MULTILINE)

@@ -54,11 +54,7 @@ class CropBody(Crop):
     """
 
     def __init__(
-        self,
-        *,
-        threshold_hu: float = -250.0,
-        margin_mm: float = 0.0,
-        mask_labels: Sequence[int] | int | None = None,
+        self, *, threshold_hu: float = -250.0, margin_mm: float = 0.0, mask_labels: Sequence[int] | int | None = None
     ) -> None:
         super().__init__()
         if not math.isfinite(threshold_hu):

@@ -13,12 +13,7 @@ import pydicom
 from pydicom.config import IGNORE, disable_value_validation
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    LegacyConvertedEnhancedCTImageStorage,
-)
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from .dicom_pixels import missing_pixels
 from .errors import DAMAGED, SeriesError
@@ -159,10 +154,7 @@ def _class_name(uid: UID) -> str:
 
 
 def _choose(
-    folder: Path,
-    series: dict[str, list[tuple[Path, pydicom.Dataset]]],
-    series_uid: str | None,
-    skipped: Counter[str],
+    folder: Path, series: dict[str, list[tuple[Path, pydicom.Dataset]]], series_uid: str | None, skipped: Counter[str]
 ) -> list[tuple[Path, pydicom.Dataset]]:
     """The slices of the one series meant."""
     if not series:

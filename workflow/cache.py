@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
-
 from transforms.nifti import is_nifti
 
 from .run import whole_file, write_atomically
@@ -150,9 +149,7 @@ class SlabCache:
         volume = torch.from_numpy(slab).permute(1, 2, 3, 0)
         affine = torch.tensor(meta["affine"], dtype=torch.float64)
         return MetaTensor(
-            volume,
-            affine=affine,
-            meta={"filename_or_obj": meta["source"], "source_slices": meta["source_slices"]},
+            volume, affine=affine, meta={"filename_or_obj": meta["source"], "source_slices": meta["source_slices"]}
         )
 
     def _write(self, path: Path, volume: MetaTensor, item: dict[str, Any]) -> None:

@@ -126,6 +126,8 @@ class RunFolder:
             and ``run.json`` as out of the logs.
         tracking_uri: MLflow's store, where the config is run with ``--tracking mlflow``.
         experiment_name: MLflow's experiment.
+        deterministic: whether cuDNN is held to algorithms that repeat bit for bit; otherwise it times those that do not
+            as well and takes the fastest. Says nothing on a CPU.
 
     `config` (the executed config), `metrics` (the last figures) and `data` (what they are of) go into the manifest.
 
@@ -141,6 +143,7 @@ class RunFolder:
         anonymise: bool = False,
         tracking_uri: str = "",
         experiment_name: str = "",
+        deterministic: bool = True,
     ) -> None:
         if resume == "latest" and run_name is None:
             raise ValueError("resume: 'latest' needs the run_name of the run to go on with")
@@ -155,6 +158,7 @@ class RunFolder:
         self.data: dict[str, dict[str, Any]] = {}
         self._store = (tracking_uri, experiment_name)
         self._tracked: TrackedRun | None = None
+        self.deterministic = deterministic
         self._started = time.time()
         self._until_finish = ExitStack()  # the log file, and what keeps UIDs out of logs
 
@@ -189,6 +193,8 @@ class RunFolder:
         if not isinstance(seed, int):
             raise ValueError(f"seed: expected an integer, got {seed!r} (folds, order and crops are functions of it)")
         set_determinism(seed=seed)
+        if not self.deterministic:  # the seed holds, the last digits of a GPU's sums do not
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
         self._until_finish.enter_context(redacted_logs())
         if main_process:
             self._begin()

@@ -34,8 +34,11 @@ class CellError(ValueError):
     """Cells of one row that are not what they should be: (column, value, what was expected)."""
 
     def __init__(self, *cells: tuple[str, str, str]) -> None:
+        super().__init__(*cells)  # as they came: a copy or a pickle is made from these
         self.cells = cells
-        super().__init__("; ".join(f"{column} is {value!r}, expected {expected}" for column, value, expected in cells))
+
+    def __str__(self) -> str:
+        return "; ".join(f"{column} is {value!r}, expected {expected}" for column, value, expected in self.cells)
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:

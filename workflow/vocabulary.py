@@ -59,7 +59,7 @@ TARGETS = {
     "scripts.cohort.labelled_series", "scripts.cross_validation.CrossValidation",
     "scripts.embeddings.EmbeddingWriter", "scripts.embeddings.SliceInferer2D", "scripts.ensemble.EnsembleInferer",
     "scripts.evidence_writer.EvidenceWriter", "scripts.fold_file.FoldFile", "scripts.health.EmbeddingSpread",
-    "scripts.health.PositionAccuracy", "scripts.health.RecalibrateBN", "scripts.health.SliceHeightError",
+    "scripts.health.PositionAccuracy", "scripts.health.RecalibrateBN", "scripts.health.SliceHeight",
     "scripts.health.embeddings_and_labels", "scripts.images.CropImages", "scripts.inference_data.series_to_predict",
     "scripts.labels.LabelTable.from_file", "scripts.loss.InjuryLoss", "scripts.loss.VoCoLoss",
     "scripts.masks.add_masks", "scripts.network.CNNLSTM", "scripts.network.VoCoNetwork",

@@ -8,12 +8,16 @@ Arguments: a JSON object with `out`, `data` (an RSNA tree), `samples` (series), 
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import os
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from torch import Tensor
@@ -28,6 +32,31 @@ WORKFLOWS = {
 SMALL = {"backbone_name": "test_efficientnet", "hidden_size": 16, "device": "cpu", "num_workers": 0, "backend": "gloo"}
 
 
+def state() -> dict[str, Any]:
+    """What importing a bundle's code must leave as it is."""
+    return {
+        "sys.path": list(sys.path),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "handlers": [str(handler) for handler in logging.getLogger().handlers],
+        "level": logging.getLogger().level,
+        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),  # noqa: NPY002
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.is_initialized(),
+        "files": sorted(str(path) for path in Path().rglob("*") if "__pycache__" not in path.parts),
+    }
+
+
+def changed_by_imports() -> list[str]:
+    """Imports all modules of the bundle; how many there are, and names of what that changed."""
+    before = state()
+    files = [path for name in ("transforms", "networks", "workflow", "scripts") for path in Path(name).rglob("*.py")]
+    for path in sorted(files):
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+    after = state()
+    return [str(len(files) > 35), *(name for name in before if before[name] != after[name])]
+
+
 def overrides(files: list[str], arguments: dict[str, Any]) -> dict[str, Any]:
     """Those of `SMALL` and the paths that the config has."""
     parser = ConfigParser()
@@ -36,7 +65,7 @@ def overrides(files: list[str], arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if key in parser.get()}
 
 
-def workflow(name: str, arguments: dict[str, Any]) -> ConfigWorkflow:
+def workflow(name: str, arguments: dict[str, Any], **more: Any) -> ConfigWorkflow:
     files = WORKFLOWS[name]
     opened = ConfigWorkflow(
         config_file=[f"configs/{file}" for file in files],
@@ -44,7 +73,7 @@ def workflow(name: str, arguments: dict[str, Any]) -> ConfigWorkflow:
         logging_file="configs/logging.conf",
         workflow_type="infer" if name == "inference" else "train",
         run_name=name,
-        **overrides(files, arguments),
+        **{**overrides(files, arguments), **more},
     )
     opened.initialize()
     return opened
@@ -73,6 +102,19 @@ def round_trip(arguments: dict[str, Any]) -> dict[str, Any]:
     read["network_def"] = isinstance(opened.network_def, torch.nn.Module)
     read["version"], read["monai_version"] = opened.version, opened.monai_version
     return read
+
+
+def overridden(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the trained parts know of overrides, given as the command line gives them."""
+    parser = workflow("train", arguments, learning_rate=0.5, batch_size=3, max_epochs=7, weight_decay=0.25).parser
+    optimizer, trainer = (parser.get_parsed_content(name) for name in ("optimizer", "train#trainer"))
+    groups = optimizer.param_groups
+    return {
+        "learning_rate": sorted({group["initial_lr"] for group in groups}),
+        "weight_decay": sorted({group["weight_decay"] for group in groups}),
+        "batch_size": parser.get_parsed_content("train#dataloader").batch_size,
+        "max_epochs": trainer.state.max_epochs,
+    }
 
 
 def as_volume(item: dict[str, Tensor], parser: ConfigParser) -> Tensor:
@@ -126,7 +168,9 @@ def attempt(function: Any, *arguments: Any) -> Any:
 
 def main(arguments: dict[str, Any]) -> None:
     found = {
+        "imports": attempt(changed_by_imports),  # first: nothing of the bundle is imported yet
         "round_trip": attempt(round_trip, arguments),
+        "overridden": attempt(overridden, arguments),
         "preprocessing": attempt(preprocessing, arguments),
         "network_shape": attempt(network_shape),
         # last: Ignite remembers that the process was one of a group

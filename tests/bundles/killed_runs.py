@@ -25,11 +25,10 @@ import pandas  # noqa: F401
 import timm  # noqa: F401
 import torch
 import torch.utils.tensorboard
-from monai.bundle import run
-
 import workflow.checkpoint
 import workflow.dataset
 import workflow.run
+from monai.bundle import run
 
 KINDS = ("startup", "training", "training", "half written", "before its name", "before the old is removed")
 

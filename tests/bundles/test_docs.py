@@ -19,7 +19,6 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
-
 from networks import Backbone
 from workflow.guard import RUN_ARGUMENTS
 
@@ -136,9 +135,15 @@ def test_licence_of_every_data_set_is_stated(root: Path) -> None:
         text = (root / "bundles" / bundle / "docs" / "data_license.txt").read_text(encoding="utf-8")
         assert "contains no images" in text
         assert "https://www.kaggle.com/competitions/rsna-2023-abdominal-trauma-detection" in text
-        assert "non-commercial" in text
         assert "https://codalab.lisn.upsaclay.fr/competitions/12239" in text
         assert all(f"https://doi.org/{doi}" in text.lower() for doi in sources)
+        sections = re.split(r"^\d\. .*\n-+\n", text, flags=re.MULTILINE)[1:]
+        assert re.findall(r"^\d\. (\w+ ?\d*)", text, flags=re.MULTILINE) == ["RSNA 2023", "FLARE 2023", "CT "]
+        for section in sections:
+            assert {"Use here:", "Provider:", "Terms:"} <= set(re.findall(r"^\w[\w ]*:", section, flags=re.MULTILINE))
+            assert "https://" in section
+        assert "non-commercial" in sections[0]
+        assert sections[2].count("CC BY") == 4
 
 
 def test_citation_and_changelog_agree_with_the_metadata(root: Path) -> None:

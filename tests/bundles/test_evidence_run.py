@@ -13,10 +13,10 @@ import pydicom
 import pytest
 import torch
 from matplotlib.image import imread
-
-from bundles.rsna_cnn_lstm.scripts.network import CNNLSTM
 from networks import Backbone
 from transforms import LoadSeries
+
+from bundles.rsna_cnn_lstm.scripts.network import CNNLSTM
 
 RSNA, SLICES = "rsna_cnn_lstm", 6
 NETWORK = ("--backbone_name", "test_efficientnet", "--neighbours", 1, "--slice_pool", "attention", "--hidden_size", 8,

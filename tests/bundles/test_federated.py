@@ -16,7 +16,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.fl.client.monai_algo import disable_ckpt_loaders
-
 from networks import Backbone
 
 CONFIGS = "bundles/rsna_cnn_lstm/configs"

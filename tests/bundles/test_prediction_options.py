@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from networks import Backbone
+from workflow.privacy import pseudonym
 
 from bundles.rsna_cnn_lstm.scripts.calibration import Calibration
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.network import CNNLSTM
-from networks import Backbone
-from workflow.privacy import pseudonym
 
 BUNDLE = "rsna_cnn_lstm"
 SETTINGS = {

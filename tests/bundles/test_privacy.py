@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from networks import Backbone
 from pydicom.uid import generate_uid
 
 from bundles.rsna_cnn_lstm.scripts.network import CNNLSTM
-from networks import Backbone
 from tests.transforms.ct_factory import PRIVATE, ct_slice, save
 
 TINY = ("--backbone_name", "test_efficientnet", "--device", "cpu", "--num_workers", 0, "--volume_size", "[40,40,8]",

@@ -12,7 +12,6 @@ from typing import Any
 import mlflow
 import pytest
 from monai.utils import path_to_sqlite_uri
-
 from workflow.manifest import parameters
 from workflow.tracking import TrackedRun, TrackingError, is_tracked
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from transforms import LoadSeries, SeriesError
 
 from demo.dataset import Options, write_dataset
 from demo.faults import HARMFUL, HARMLESS, main, sow
-from transforms import LoadSeries, SeriesError
 
 # a part of the reader's message, so that no series is refused for another reason than its fault
 REASONS = {

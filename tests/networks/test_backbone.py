@@ -14,10 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
-from torch import nn
-
 from networks import Backbone
 from networks.backbone import POOLS, AttentionPool, GeneralisedMean
+from torch import nn
 from workflow.weights import load_weights
 
 SMALL_SWIN = {
@@ -123,10 +122,7 @@ def test_attention_pooling_weighs_positions():
 
 @pytest.mark.parametrize(
     ("name", "options", "pool"),
-    [
-        *(("test_efficientnet", {}, pool) for pool in POOLS),
-        (SWIN, {"img_size": 64, **SMALL_SWIN}, "avg"),
-    ],
+    [*(("test_efficientnet", {}, pool) for pool in POOLS), (SWIN, {"img_size": 64, **SMALL_SWIN}, "avg")],
 )
 def test_a_backbone_can_be_scripted(name, options, pool):
     backbone = alive(name, pool=pool, backbone_kwargs=options)

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Lambda
+from workflow.dataset import SlabDataset
 
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.metrics import evaluate_patients
-from workflow.dataset import SlabDataset
 
 ROOT = Path(__file__).parents[2]
 LABELS_FILE = ROOT / "bundles/rsna_cnn_lstm/configs/labels.json"

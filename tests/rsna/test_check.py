@@ -15,13 +15,13 @@ import pandas as pd
 import pydicom
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage
+from transforms import LoadSeries, SeriesError
+from workflow.run import RunFolder
 
 from bundles.rsna_cnn_lstm.scripts.check import DataCheck
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from demo.dataset import Options, write_dataset
 from demo.faults import HARMFUL, sow
-from transforms import LoadSeries, SeriesError
-from workflow.run import RunFolder
 
 LABELS_FILE = Path(__file__).parents[2] / "bundles/rsna_cnn_lstm/configs/labels.json"
 LABELS = LabelTable.from_file(LABELS_FILE)

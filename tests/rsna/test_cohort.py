@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from workflow.datalist import DatalistError, unlabelled_datalist
+from workflow.folds import make_folds, write_folds
 
 from bundles.rsna_cnn_lstm.scripts.cohort import labelled_series
 from bundles.rsna_cnn_lstm.scripts.fold_file import FoldFile
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
-from workflow.datalist import DatalistError, unlabelled_datalist
-from workflow.folds import make_folds, write_folds
 
 PATIENTS = 15
 

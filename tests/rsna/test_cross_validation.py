@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from monai.bundle import ConfigParser
+from workflow.datalist import DatalistError
 
 from bundles.rsna_cnn_lstm.scripts import cross_validation, report
 from bundles.rsna_cnn_lstm.scripts.cross_validation import CrossValidation, CrossValidationError
@@ -25,7 +26,6 @@ from bundles.rsna_cnn_lstm.scripts.fold_file import FoldFile
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.report import ReportError
 from bundles.rsna_cnn_lstm.scripts.score import frequency_baseline, rsna_score
-from workflow.datalist import DatalistError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "rsna_cnn_lstm"

@@ -167,9 +167,6 @@ def test_solution_has_one_row_a_patient(tree):
 
 
 def test_solution_of_differing_series_is_the_most_severe():
-    items = [
-        {"patient_id": 1, "label": [0, -1, 1, -1, 2]},
-        {"patient_id": 1, "label": [-1, -1, 2, 0, 1]},
-    ]
+    items = [{"patient_id": 1, "label": [0, -1, 1, -1, 2]}, {"patient_id": 1, "label": [-1, -1, 2, 0, 1]}]
     assert TABLE.class_indices(datalist_solution(items, TABLE)).tolist() == [[0, -1, 2, 0, 2]]
     assert datalist_solution([], TABLE).empty

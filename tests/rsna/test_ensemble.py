@@ -14,9 +14,9 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SimpleInferer
 from torch import Tensor, nn
+from workflow.weights import WeightsError
 
 from bundles.rsna_cnn_lstm.scripts.ensemble import EnsembleInferer
-from workflow.weights import WeightsError
 
 
 class Toy(nn.Module):

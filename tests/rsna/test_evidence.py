@@ -15,21 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
+from networks import Backbone
 from torch import Tensor, nn
+from workflow.dataset import collate_plain
 
 from bundles.rsna_cnn_lstm.scripts.evidence import find_evidence, injury_log_odds
-from bundles.rsna_cnn_lstm.scripts.evidence_figure import (
-    EvidencePicture,
-    GroupStrip,
-    _upright,
-    draw_evidence,
-)
+from bundles.rsna_cnn_lstm.scripts.evidence_figure import EvidencePicture, GroupStrip, _upright, draw_evidence
 from bundles.rsna_cnn_lstm.scripts.evidence_writer import EvidenceWriter
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.network import CNNLSTM
 from bundles.rsna_cnn_lstm.scripts.predictions import PredictionWriter
-from networks import Backbone
-from workflow.dataset import collate_plain
 
 ROOT = Path(__file__).parents[2]
 TABLE = LabelTable.from_file(ROOT / "bundles/rsna_cnn_lstm/configs/labels.json")

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from torch.utils.data import default_collate
+from workflow.datalist import DatalistError
 
 from bundles.rsna_cnn_lstm.scripts.cohort import labelled_series, with_series_table
 from bundles.rsna_cnn_lstm.scripts.findings import add_findings, read_image_labels
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.masks import add_masks
-from workflow.datalist import DatalistError
 
 ROW = "patient_id,series_id,instance_number,injury_name\n"
 

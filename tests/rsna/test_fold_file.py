@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workflow.datalist import DatalistError, unlabelled_datalist
+from workflow.folds import make_folds
 
 from bundles.rsna_cnn_lstm.scripts.cohort import labelled_series
 from bundles.rsna_cnn_lstm.scripts.fold_file import FoldFile, class_counts
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
-from workflow.datalist import DatalistError, unlabelled_datalist
-from workflow.folds import make_folds
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = LabelTable.from_file(ROOT / "bundles/rsna_cnn_lstm/configs/labels.json")

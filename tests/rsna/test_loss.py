@@ -17,13 +17,7 @@ from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.loss import InjuryLoss
 
 LABELS_FILE = Path(__file__).parents[2] / "bundles/rsna_cnn_lstm/configs/labels.json"
-WEIGHTS = {
-    "bowel": [1, 2],
-    "extravasation": [1, 6],
-    "kidney": [1, 2, 4],
-    "liver": [1, 2, 4],
-    "spleen": [1, 2, 4],
-}
+WEIGHTS = {"bowel": [1, 2], "extravasation": [1, 6], "kidney": [1, 2, 4], "liver": [1, 2, 4], "spleen": [1, 2, 4]}
 
 
 def _batch(size: int = 6, seed: int = 0, masked: bool = True) -> tuple[torch.Tensor, torch.Tensor]:

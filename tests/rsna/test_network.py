@@ -8,11 +8,11 @@ import copy
 
 import pytest
 import torch
+from networks import Backbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bundles.rsna_cnn_lstm.scripts.network import CNNLSTM, blocks, freeze_blocks
-from networks import Backbone
 
 POOLS = ("max", "mean", "attention")
 

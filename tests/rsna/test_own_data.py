@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workflow.datalist import DatalistError
 
 from bundles.rsna_cnn_lstm.scripts.cohort import labelled_series, read_cohort
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.own_data import row_labels
-from workflow.datalist import DatalistError
 
 TABLE = LabelTable.from_dict(
     {

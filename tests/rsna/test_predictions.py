@@ -14,6 +14,7 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
+from workflow.privacy import pseudonym
 
 from bundles.rsna_cnn_lstm.scripts.calibration import Calibration, GroupCalibration
 from bundles.rsna_cnn_lstm.scripts.datalist import datalist_solution
@@ -21,7 +22,6 @@ from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.predictions import PatientScore, PredictionWriter, SeriesPredictions
 from bundles.rsna_cnn_lstm.scripts.score import combine_series, frequency_baseline, rsna_score
 from bundles.rsna_cnn_lstm.scripts.submission import kaggle_submission
-from workflow.privacy import pseudonym
 
 ROOT = Path(__file__).parents[2]
 LABELS_FILE = ROOT / "bundles/rsna_cnn_lstm/configs/labels.json"

@@ -224,13 +224,7 @@ def calibrated(folder: Path, weighting: str) -> None:
 
 def test_head_says_what_was_evaluated_and_what_was_left_out(tmp_path):
     folder = write_run(tmp_path / "calibrated", patients=8, n_resamples=5)
-    config = {
-        "weights": ["$@x"],
-        "part": "test",
-        "fold": 2,
-        "combine": "mean",
-        "tta": ["x", "y"],
-    }
+    config = {"weights": ["$@x"], "part": "test", "fold": 2, "combine": "mean", "tta": ["x", "y"]}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     calibrated(folder, "none")
     lost = [("d/lost", "bad"), ("d/1", "bad"), (str(folder / "report.html"), "a part failed")]

@@ -14,6 +14,8 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from torch.utils.tensorboard import SummaryWriter
+from workflow.privacy import pseudonym
+from workflow.run import RunFolder
 
 from bundles.rsna_cnn_lstm.scripts import report, report_context
 from bundles.rsna_cnn_lstm.scripts.earlier_runs import find_earlier_runs
@@ -23,8 +25,6 @@ from bundles.rsna_cnn_lstm.scripts.predictions import PredictionWriter
 from bundles.rsna_cnn_lstm.scripts.report import ReportWriter
 from bundles.rsna_cnn_lstm.scripts.results import Results
 from tests.rsna.report_runs import LABELS_FILE, TABLE, Page, draw, volumes, write_run
-from workflow.privacy import pseudonym
-from workflow.run import RunFolder
 
 
 def test_pseudonyms_find_their_volumes(tmp_path):

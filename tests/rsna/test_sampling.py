@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from workflow.sampler import EpochSampler
 
 from bundles.rsna_cnn_lstm.scripts.sampling import inverse_frequency, sampling_weights
-from workflow.sampler import EpochSampler
 
 
 def slow(items: list[dict]) -> list[float]:

@@ -20,16 +20,11 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from pydicom.sr.codedict import codes
 from pydicom.uid import ComprehensiveSRStorage
+from transforms import SeriesError, __version__
 
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.predictions import PredictionWriter
-from bundles.rsna_cnn_lstm.scripts.structured_report import (
-    SCHEME,
-    StructuredReportWriter,
-    make_report,
-    report_file,
-)
-from transforms import SeriesError, __version__
+from bundles.rsna_cnn_lstm.scripts.structured_report import SCHEME, StructuredReportWriter, make_report, report_file
 
 ROOT = Path(__file__).parents[2]
 TABLE = LabelTable.from_file(ROOT / "bundles/rsna_cnn_lstm/configs/labels.json")

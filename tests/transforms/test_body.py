@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Resized
-
 from transforms import CropBody, CropBodyd, LoadSeries, SeriesError
 
 SPACING = (1.5, 1.5, 5.0)

@@ -14,12 +14,11 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import transforms.dicom
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
-
-import transforms.dicom
 from transforms import LoadSeries, SeriesError
 
 from .ct_factory import ct_slice, hu_slice, save, set_stored

@@ -10,7 +10,6 @@ from pathlib import Path
 import pydicom
 import pytest
 import torch
-
 from transforms import LoadSeries
 
 pytestmark = pytest.mark.debian

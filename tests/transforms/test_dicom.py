@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, list_data_collate
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
-
-from tests.transforms.ct_factory import PRIVATE, compress_jpeg_lossless, hu_slice, load_slowly, set_stored
 from transforms import LoadSeries, LoadSeriesd, SeriesError
 from workflow.privacy import pseudonym
+
+from tests.transforms.ct_factory import PRIVATE, compress_jpeg_lossless, hu_slice, load_slowly, set_stored
 
 WriteSeries = Callable[..., Path]
 
@@ -203,8 +203,7 @@ def test_dictionary_version_pickles_and_batches(write_series: WriteSeries, tmp_p
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"dtype": "float64"}, {"eight_bit_window": (250, -175)}, {"eight_bit_window": (1,)}],
+    "options", [{"dtype": "float64"}, {"eight_bit_window": (250, -175)}, {"eight_bit_window": (1,)}]
 )
 def test_guards(options: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):

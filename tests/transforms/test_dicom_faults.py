@@ -45,16 +45,11 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    MPEG2MPML,
-    EnhancedCTImageStorage,
-    JPEG2000Lossless,
-    JPEGExtended12Bit,
-)
-
-from tests.transforms.ct_factory import PRIVATE, SERIES, ct_slice, hu_slice, save, set_stored
+from pydicom.uid import MPEG2MPML, EnhancedCTImageStorage, JPEG2000Lossless, JPEGExtended12Bit
 from transforms import LoadSeries, SeriesError
 from workflow.privacy import pseudonym
+
+from tests.transforms.ct_factory import PRIVATE, SERIES, ct_slice, hu_slice, save, set_stored
 
 WriteSeries = Callable[..., Path]
 

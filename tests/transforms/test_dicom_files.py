@@ -20,10 +20,10 @@ from pydicom.uid import (
     RLELossless,
     SecondaryCaptureImageStorage,
 )
-
-from tests.transforms.ct_factory import SERIES, ct_slice, save, set_stored
 from transforms import LoadSeries, SeriesError
 from transforms.dicom_headers import image_types
+
+from tests.transforms.ct_factory import SERIES, ct_slice, save, set_stored
 
 WriteSeries = Callable[..., Path]
 

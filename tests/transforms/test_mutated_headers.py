@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from pydicom.dataset import Dataset
+from transforms import LoadSeries, SeriesError
 
 from tests.transforms.ct_factory import PRIVATE, ct_slice
-from transforms import LoadSeries, SeriesError
 
 SLICES = 4
 LONG = ("OB", "OW", "SQ", "UN")  # VRs whose length has 32 bits in explicit VR little endian

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from transforms import LoadSeries, SeriesError
 
 RNG = np.random.default_rng(0)

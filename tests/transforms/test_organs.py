@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
-
 from transforms import CropBodyd, CropSeriesd, LoadOrganMask, LoadSeries, SeriesError
 
 CODES = ["RAS", "LPS", "LAS", "RPI", "ASL"]

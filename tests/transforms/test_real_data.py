@@ -11,27 +11,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from monai.transforms import (
-    Compose,
-    LoadImaged,
-    Orientationd,
-    Resized,
-    ScaleIntensityRanged,
-    SelectItemsd,
-    Transposed,
-)
+from monai.transforms import Compose, LoadImaged, Orientationd, Resized, ScaleIntensityRanged, SelectItemsd, Transposed
 from scipy.ndimage import map_coordinates
+from transforms import CropBodyd, ExtractSlicesd, LoadSeries, LoadSeriesd, RandVoCoCropd, SeriesError, slice_affines
 
 from tests.transforms.ct_factory import load_slowly
-from transforms import (
-    CropBodyd,
-    ExtractSlicesd,
-    LoadSeries,
-    LoadSeriesd,
-    RandVoCoCropd,
-    SeriesError,
-    slice_affines,
-)
 
 # shape z, y, x; spacing z, y, x in mm; HU range: the table in ../shared/data/README.md
 ABDOMEN = {

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from transforms import LoadSeries, SeriesError
 
 from tests.transforms.ct_factory import set_stored
-from transforms import LoadSeries, SeriesError
 
 WriteSeries = Callable[..., Path]
 CENTRE = np.array([3.0, -5.0, 130.0])  # LPS mm, inside every stack below
@@ -109,11 +109,7 @@ def test_a_ball_stays_a_ball(write_series: WriteSeries, scan: str) -> None:
 
 
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    steps=st.lists(st.floats(2.0, 2.9), min_size=7, max_size=7),
-    tilt=st.floats(-25, 25),
-    table=st.floats(-0.3, 0.3),
-)
+@given(steps=st.lists(st.floats(2.0, 2.9), min_size=7, max_size=7), tilt=st.floats(-25, 25), table=st.floats(-0.3, 0.3))
 def test_any_tilt_and_any_steps(write_series: WriteSeries, steps: list[float], tilt: float, table: float) -> None:
     heights = [float(h) for h in 120 + np.cumsum([0, *steps])]
     volume = LoadSeries(dtype="float32", resample=True)(

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCropd, Compose, Flipd, Resize
-
 from transforms import ExtractSlices, ExtractSlicesd, LoadSeries, SeriesError, SliceLabels, SliceLabelsd, slice_affines
 from workflow.cache import SlabCache
 

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import CenterSpatialCropd, Compose, Flipd, Resized, Transposed
-
 from transforms import ExtractSlices, ExtractSlicesd, SliceAffinesd, slice_affines
 
 

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, SelectItemsd
-
 from transforms import RandVoCoCrop, RandVoCoCropd, overlap_labels
 
 GOLDEN = Path(__file__).parents[1] / "golden"

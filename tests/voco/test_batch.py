@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from bundles.voco2d_pretrain.scripts.batch import PrepareCrops
 from transforms import RandVoCoCrop
 from workflow.dataset import collate_plain
+
+from bundles.voco2d_pretrain.scripts.batch import PrepareCrops
 
 
 @pytest.mark.parametrize(("grid", "crop"), [((2, 3), (4, 5)), ((2, 1, 3), (2, 4, 3))])

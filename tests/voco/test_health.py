@@ -16,7 +16,7 @@ from bundles.voco2d_pretrain.scripts.health import (
     EmbeddingSpread,
     PositionAccuracy,
     RecalibrateBN,
-    SliceHeightError,
+    SliceHeight,
     embeddings_and_labels,
 )
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
@@ -96,7 +96,7 @@ def test_the_spread_is_zero_if_collapsed_and_one_if_orthogonal():
 
 
 def height_error(features: Tensor, neighbours: int = 5, batch: int = 2) -> float:
-    metric = SliceHeightError(neighbours)
+    metric = SliceHeight(neighbours)
     for part in features.split(batch):
         metric({"slices": part}, torch.zeros(len(part), 1, 1))
     return float(metric.aggregate())
@@ -171,7 +171,7 @@ def evaluator(network: nn.Module, handlers: list) -> SupervisedEvaluator:
         },
         additional_metrics={
             name: IgniteMetricHandler(metric_fn=metric, output_transform=embeddings_and_labels, save_details=False)
-            for name, metric in (("spread", EmbeddingSpread()), ("height", SliceHeightError()))
+            for name, metric in (("spread", EmbeddingSpread()), ("height", SliceHeight()))
         },
     )  # fmt: skip
 

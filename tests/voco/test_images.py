@@ -10,9 +10,9 @@ import torch
 from ignite.engine import Engine
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transforms import RandVoCoCrop
 
 from bundles.voco2d_pretrain.scripts.images import CropImages, crops_figure
-from transforms import RandVoCoCrop
 
 GRID, CROP, SLICES = (3, 2), (4, 5), 3
 SHAPE = (12, 10)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor, nn
+from workflow.checkpoint import Checkpoints
 
 from bundles.voco2d_pretrain.scripts.batch import PrepareCrops
 from bundles.voco2d_pretrain.scripts.loss import VoCoLoss
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
 from bundles.voco2d_pretrain.scripts.teacher import MomentumAverage, StudentWeights, TeacherUpdate
-from workflow.checkpoint import Checkpoints
 
 CPU = torch.device("cpu")
 

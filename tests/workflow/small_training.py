@@ -16,15 +16,15 @@ from monai.handlers import LrScheduleHandler
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from workflow.checkpoint import Checkpoints
+from workflow.dataset import collate_plain
+from workflow.sampler import EpochSampler
+from workflow.training import GradientClipping, LossMeans, StopAtNonFiniteLoss
 
 from bundles.voco2d_pretrain.scripts.batch import PrepareCrops
 from bundles.voco2d_pretrain.scripts.loss import VoCoLoss
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
 from bundles.voco2d_pretrain.scripts.teacher import MomentumAverage, TeacherUpdate
-from workflow.checkpoint import Checkpoints
-from workflow.dataset import collate_plain
-from workflow.sampler import EpochSampler
-from workflow.training import GradientClipping, LossMeans, StopAtNonFiniteLoss
 
 ITEMS, BATCH, EPOCHS = 7, 2, 4
 

@@ -20,7 +20,6 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import CastToTyped, Compose, Lambdad, Resized, ScaleIntensityRanged
 from torch.utils.data import DataLoader, Dataset
-
 from transforms import CropBodyd, CropSeriesd, LoadSeriesd
 from workflow.cache import SlabCache, describe, slab_bytes
 from workflow.dataset import SlabDataset
@@ -254,10 +253,7 @@ OPTIONS = {
     },
     CastToTyped: {"dtype": torch.uint8},
 }  # fmt: skip
-NEEDED = {
-    ScaleIntensityRanged: {"a_min": 0, "a_max": 1, "b_min": 0, "b_max": 1},
-    Resized: {"spatial_size": (4, 4, 4)},
-}
+NEEDED = {ScaleIntensityRanged: {"a_min": 0, "a_max": 1, "b_min": 0, "b_max": 1}, Resized: {"spatial_size": (4, 4, 4)}}
 NOT_OPTIONS = {"keys", "lazy", "allow_missing_keys", "self", "kwargs"}
 
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
-
-from tests.workflow.small_training import EPOCHS, ITEMS, Cnn, assert_same, run
 from workflow.checkpoint import Checkpoints, WeightsSaver, newest_checkpoint
 from workflow.progress import RandomState
 from workflow.weights import WeightsError, read_weights
+
+from tests.workflow.small_training import EPOCHS, ITEMS, Cnn, assert_same, run
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +65,7 @@ def test_only_the_last_checkpoints_are_kept(whole):
 
 def test_a_checkpoint_holds_nothing_that_only_pickle_can_read(whole):
     content = torch.load(newest_checkpoint(whole[1]), weights_only=True)
-    assert set(content) == {
-        "network",
-        "optimizer",
-        "lr_scheduler",
-        "loss_means",
-        "progress",
-        "scaler",
-        "random",
-    }
+    assert set(content) == {"network", "optimizer", "lr_scheduler", "loss_means", "progress", "scaler", "random"}
 
 
 def test_the_newest_checkpoint_is_that_of_the_highest_iteration(tmp_path):

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from workflow.datalist import DatalistError, find_series, load_datalist, load_sections, select_part, unlabelled_datalist
 from workflow.sections import PARTS
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform, RandFlipd, RandGaussianNoised
 from torch.utils.data import DataLoader
-
 from transforms import SeriesError
 from workflow.dataset import PreparationError, SeriesDataset, SlabDataset, collate_plain
 from workflow.sampler import EpochSampler

@@ -16,17 +16,17 @@ import ignite.distributed as idist
 import pytest
 import torch
 import torch.multiprocessing as mp
+from networks import Backbone
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-
-from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
-from networks import Backbone
 from workflow import distributed
 from workflow.distributed import ProcessGroup, parallel
 from workflow.sampler import EpochSampler
 from workflow.sync_batch_norm import CPUSyncBatchNorm
+
+from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
 
 RANKS = 2
 DATA = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))

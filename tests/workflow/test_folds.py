@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from workflow.datalist import DatalistError, select_part
 from workflow.folds import make_folds, write_folds
 

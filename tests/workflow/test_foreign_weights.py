@@ -13,15 +13,15 @@ import pytest
 import timm
 import torch
 import torchvision
+from networks.backbone import Backbone
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from workflow.foreign_weights import TORCHVISION, timm_facts, translate
+from workflow.weights import WeightsError, load_weights
 
 from bundles.rsna_cnn_lstm.scripts.network import CNNLSTM
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
-from networks.backbone import Backbone
-from workflow.foreign_weights import TORCHVISION, timm_facts, translate
-from workflow.weights import WeightsError, load_weights
 
 TINY = "test_efficientnet"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
-
 from workflow.guard import (
     RESERVED,
     CheckedWorkflow,

@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+import workflow.index
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import workflow.index
 from workflow.datalist import find_series, unlabelled_datalist
 from workflow.index import index_file, walk
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from monai.engines import SupervisedTrainer
 from torch import nn
+from workflow.training import LossMeans, StopAtNonFiniteLoss
 
 from bundles.rsna_cnn_lstm.scripts.loss import InjuryLoss
 from bundles.rsna_cnn_lstm.scripts.network import CNNLSTM
 from tests.workflow.small_training import ITEMS, run
-from workflow.training import LossMeans, StopAtNonFiniteLoss
 
 LABELS_FILE = Path(__file__).parents[2] / "bundles/rsna_cnn_lstm/configs/labels.json"
 

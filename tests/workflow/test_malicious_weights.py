@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Engine
+from networks.backbone import Backbone
+from workflow.checkpoint import Checkpoints
+from workflow.weights import WeightsError, WeightsLoader, read_weights
 
 from bundles.rsna_cnn_lstm.scripts.ensemble import EnsembleInferer
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
 from bundles.voco2d_pretrain.scripts.teacher import StudentWeights
-from networks.backbone import Backbone
-from workflow.checkpoint import Checkpoints
-from workflow.weights import WeightsError, WeightsLoader, read_weights
 
 TINY = "test_efficientnet"
 

@@ -21,7 +21,6 @@ from monai.bundle import ConfigWorkflow
 from monai.transforms import Compose, LoadImaged
 from monai.utils import set_determinism
 from pydicom.uid import generate_uid
-
 from workflow.dataset import SlabDataset
 from workflow.manifest import PACKAGES, described, environment, git_revision, parameters, plain_numbers, versions
 from workflow.record import RunRecord, data_fingerprint

@@ -13,7 +13,6 @@ import subprocess
 import sys
 
 import pytest
-
 from workflow import peers
 from workflow.peers import ADVICE, PeerEnded, Peers
 

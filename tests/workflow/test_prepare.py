@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import workflow.cache
 from monai.data import MetaTensor
 from monai.transforms import Compose, MapTransform
 from torch.utils.data import DataLoader
-
-import workflow.cache
 from workflow.dataset import SlabDataset, collate_plain
 from workflow.prepare import Preparation
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import generate_uid
-
 from workflow.guard import explain_last
 from workflow.privacy import RedactUIDs, anonymous_path, anonymous_text, pseudonym, redact, redacted_logs
 

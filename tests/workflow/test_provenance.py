@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 
 import pytest
-
 from workflow.provenance import (
     ConfigMismatch,
     SeenPatients,

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine
-
-from tests.workflow.small_training import BATCH, EPOCHS, ITEMS, assert_same, run
 from workflow.checkpoint import Checkpoints, WeightsSaver, is_whole, numbered, save_tensors
 from workflow.errors import NonFiniteError
 from workflow.weights import WeightsError
+
+from tests.workflow.small_training import BATCH, EPOCHS, ITEMS, assert_same, run
 
 LENGTH = 4  # batches of an epoch
 PARTS = ("network", "optimizer", "scheduler", "random", "iteration")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from monai.bundle import ConfigParser
-
 from workflow.review import main, review
 from workflow.vocabulary import ATTRIBUTES, NAMES, TARGETS, findings, foreign
 

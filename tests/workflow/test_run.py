@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigWorkflow
 from monai.utils import set_determinism
 from pydicom.uid import generate_uid
-
 from workflow.privacy import pseudonym
 from workflow.run import RunFolder, select_device, use_amp, write_atomically
 
@@ -195,6 +194,16 @@ def test_the_seed_decides_every_generator(tmp_path):
     assert draw("c", 6) != first
     with pytest.raises(ValueError, match="seed: expected an integer, got None"):
         draw("d", None)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_determinism_can_be_turned_off_and_the_seed_holds(tmp_path, monkeypatch, deterministic):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", not deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    RunFolder(tmp_path, "a", deterministic=deterministic).start(seed=5)
+    assert torch.backends.cudnn.deterministic is deterministic
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert torch.initial_seed() == 5
 
 
 def test_a_device_that_is_absent_is_an_error(monkeypatch, caplog):

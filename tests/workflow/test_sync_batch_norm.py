@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import Backbone
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-
-from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
-from networks import Backbone
-from tests.workflow.ranks import in_processes
 from workflow.gather import ranks
 from workflow.sync_batch_norm import CPUSyncBatchNorm, convert_cpu_sync_batchnorm
+
+from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
+from tests.workflow.ranks import in_processes
 
 RANKS = 3
 # layer, dimensions behind the channels; sizes of the ranks' batches in turn

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
-
 from workflow.datalist import DatalistError, has_own_parts, load_datalist, unlabelled_datalist
 from workflow.table import CellError
 
@@ -138,3 +138,9 @@ def test_pretraining_reads_the_same_file_and_no_label_of_it(data, tmp_path):
     assert short(training, data) == [("a.nii.gz", "1", "a.nii.gz")]
     assert set(training[0]) == {"image", "patient_id", "series_id"}
     assert len(unlabelled_datalist(None, file, part="test", **options)) == 2
+
+
+def test_an_error_about_cells_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(CellError(("age", "old", "a number"), ("sex", "", "F or M"))))
+    assert error.cells == (("age", "old", "a number"), ("sex", "", "F or M"))
+    assert str(error) == "age is 'old', expected a number; sex is '', expected F or M"

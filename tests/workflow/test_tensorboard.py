@@ -14,7 +14,6 @@ from ignite.engine import Engine
 from monai.handlers import TensorBoardStatsHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
 from workflow.run import RunFolder
 from workflow.tensorboard import HyperParameters, LazyWriter, LearningRates
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from workflow.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,6 @@ import torch.multiprocessing as mp
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, SupervisedTrainer
 from torch import nn
-
 from workflow.errors import NonFiniteError
 from workflow.training import (
     EarlyStopping,

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from ignite.engine import Engine
 from safetensors.torch import save_file
 from torch import nn
-
 from workflow.weights import WeightsError, WeightsLoader, load_weights, read_weights
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-
 from workflow.folds import make_folds
 from workflow.run import write_atomically
 

@@ -22,7 +22,6 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-
 from transforms.body import CropBody
 from transforms.dicom_headers import CT_CLASSES, NO_SLICE, image_types
 from transforms.errors import DAMAGED, SeriesError

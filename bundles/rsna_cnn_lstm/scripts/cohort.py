@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-
 from workflow.datalist import ALL, PARTS, DatalistError, has_own_parts, load_datalist, load_sections, select_part
 from workflow.folds import make_folds
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import pandas as pd
 from monai.bundle import ConfigParser
-
 from workflow.datalist import read_folds, select_part
 from workflow.guard import running_config
 from workflow.run import write_atomically

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
 from workflow.index import walk
 
 from .labels import MISSING, LabelTable, first_few, raise_error
@@ -184,10 +183,7 @@ def _split_labels(
 
 
 def read_table(
-    csv_file: str | Path,
-    keys: Sequence[str],
-    refuse: Callable[[str], None] = raise_error,
-    unique: bool = True,
+    csv_file: str | Path, keys: Sequence[str], refuse: Callable[[str], None] = raise_error, unique: bool = True
 ) -> pd.DataFrame:
     """A CSV whose key columns are text, present, filled and, if asked for, unique together."""
     try:

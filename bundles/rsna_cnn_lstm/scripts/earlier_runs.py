@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
 from workflow.privacy import pseudonym
 
 __all__ = ["EarlierRuns", "find_earlier_runs"]

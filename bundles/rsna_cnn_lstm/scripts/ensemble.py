@@ -12,7 +12,6 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from torch import Tensor, nn
-
 from workflow.weights import WeightsLoader
 
 __all__ = ["EnsembleCheckpointLoader", "EnsembleInferer"]

@@ -16,7 +16,6 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 from tqdm import tqdm
-
 from workflow.run import write_atomically
 
 from .evidence import find_evidence

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
 from workflow.datalist import has_own_parts
 from workflow.folds import make_folds, write_folds
 

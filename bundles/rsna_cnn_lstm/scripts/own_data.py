@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from workflow.datalist import DatalistError
 from workflow.table import CellError, Row
 

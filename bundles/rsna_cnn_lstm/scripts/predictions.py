@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
-
 from workflow.privacy import pseudonym
 from workflow.run import write_atomically
 

@@ -20,7 +20,6 @@ from typing import Any
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
-
 from workflow.dataset import SlabDataset
 from workflow.privacy import redact
 from workflow.run import write_atomically

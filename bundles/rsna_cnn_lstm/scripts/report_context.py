@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from workflow.dataset import SlabDataset
 from workflow.privacy import pseudonym
 from workflow.provenance import run_folder_of

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
 from workflow.dataset import SlabDataset
 
 from .results import Results

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from workflow.dataset import SlabDataset
 from workflow.folds import patient_labels
 

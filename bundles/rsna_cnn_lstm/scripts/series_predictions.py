@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from monai.data import decollate_batch
 from monai.utils import convert_to_tensor
-
 from workflow.gather import in_rank_order, ranks
 
 from .datalist import datalist_solution

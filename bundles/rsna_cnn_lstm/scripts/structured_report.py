@@ -41,7 +41,6 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 from tqdm import tqdm
-
 from transforms import SeriesError, __version__
 from transforms.dicom_headers import read_series
 from transforms.errors import DAMAGED

@@ -20,10 +20,9 @@ from sklearn.neighbors import KNeighborsRegressor
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
-
 from workflow.gather import in_rank_order
 
-__all__ = ["EmbeddingSpread", "PositionAccuracy", "RecalibrateBN", "SliceHeightError", "embeddings_and_labels"]
+__all__ = ["EmbeddingSpread", "PositionAccuracy", "RecalibrateBN", "SliceHeight", "embeddings_and_labels"]
 
 
 def embeddings_and_labels(output: Any) -> tuple[dict[str, Tensor], Tensor]:
@@ -113,7 +112,7 @@ class EmbeddingSpread(_VolumeMean):
         return 1.0 - total / (number * (number - 1))
 
 
-class SliceHeightError(_VolumeMean):
+class SliceHeight(_VolumeMean):
     """Error of a k-nearest-neighbour probe that tells a slice's height from its features, between volumes.
 
     Heights are fractions of the prepared volume (0 lowest slice, 1 highest); each fifth of the volumes is predicted

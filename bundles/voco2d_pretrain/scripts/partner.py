@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-
 from workflow.gather import ranks, rows_of_all
 
 __all__ = ["next_across_ranks", "next_in_batch", "partner_rule"]

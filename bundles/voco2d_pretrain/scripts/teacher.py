@@ -12,7 +12,6 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor
 from torch.optim import Optimizer
-
 from workflow.weights import WeightsLoader
 
 from .network import VoCoNetwork
