@@ -14,7 +14,6 @@ import os
 import runpy
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def unload(name: str) -> None:
 
 
 def both(folders: list[str]) -> None:
-    """Two bundles in one process by MONAI Label's procedure: the path put first, `scripts` unloaded, the path removed."""
+    """Two bundles in one process by MONAI Label's procedure: path put first, `scripts` unloaded, path removed."""
     found = []
     for folder in folders:
         sys.path.insert(0, folder)
@@ -78,23 +77,15 @@ def job(task: dict[str, Any]) -> None:
         runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 
 
-def child(task: dict[str, Any], log: Path) -> int:
-    """In the forked process: the exit status, with its output in the log."""
+def child(task: dict[str, Any], log: Path) -> None:
+    """The forked process, with its output in the log; an exception ends it as it would end Python."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    status = 0
     try:
         job(task)
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
-    except Exception:  # as Python's own: whatever it is, it goes into the log
-        traceback.print_exc()
-        status = 1
-    log.with_suffix(".json").write_text(json.dumps(origins()))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return status
+    finally:
+        log.with_suffix(".json").write_text(json.dumps(origins()))
 
 
 def main() -> None:
@@ -102,9 +93,11 @@ def main() -> None:
         start = time.time()
         process = os.fork()
         if process == 0:
-            os._exit(child(task, Path(task["log"])))
+            child(task, Path(task["log"]))
+            return
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         sys.stdout.write(json.dumps({"name": task["name"], "status": status, "seconds": time.time() - start}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_exported_networks_answer_as_the_packed_weights_do(root: Path, used: Pat
     for name in BUNDLES:
         network = default_network(root, name).eval()
         network.load_state_dict(torch.load(unpacked / name / "models" / "model.pt", weights_only=True))
-        with torch.no_grad():
+        with torch.no_grad(), torch.jit.optimized_execution(False):  # compiling takes longer than it saves
             exported = torch.jit.load(used / f"{name}.ts").eval()(inputs[name])
             torch.testing.assert_close(exported, network(inputs[name]), rtol=0, atol=1e-5)
 
@@ -149,7 +149,7 @@ def test_vendored_packages_are_of_one_version_and_those_of_the_repository(root: 
         for part in PARTS:
             text = (unpacked / name / part / "__init__.py").read_text(encoding="utf-8")
             versions |= set(re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)) or {f"none in {part}"}
-            for path in (path for path in (root / part).rglob("*.py")):
+            for path in (root / part).rglob("*.py"):
                 assert (unpacked / name / part / path.relative_to(root / part)).read_bytes() == path.read_bytes()
         versions.add(json.loads((unpacked / name / "configs" / "metadata.json").read_text())["version"])
     assert len(versions) == 1, versions
