@@ -107,12 +107,13 @@ def check_folder(folder: Path, sources: Mapping[PurePosixPath, Path], made: Mapp
 
 def write_zip(folder: Path, file: Path) -> None:
     """Zip a folder under its own name, so that the same content gives the same bytes: no times, no order, no modes."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             entry = zipfile.ZipInfo(f"{folder.name}/{path.relative_to(folder).as_posix()}", EPOCH)
             entry.create_system = 3  # Unix, wherever it is made
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            # weights hardly shrink
+            entry.compress_type = zipfile.ZIP_STORED if path.parent.name == "models" else zipfile.ZIP_DEFLATED
             archive.writestr(entry, path.read_bytes())
 
 

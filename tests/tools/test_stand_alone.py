@@ -1,13 +1,14 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
 """The zips, unpacked where there is no repository: train, pack again with what was trained, evaluate, infer, export,
-load, push."""
+load, push; then the unit tests in the zoo's form, in the zoo's layout."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ import pytest
 import torch
 from monai.apps.utils import extractall
 
+from tests.tools.hub import stand_in_hub
 from tools.bundle_weights import default_network
-from tools.pack import BUNDLES, pack
+from tools.pack import BUNDLES, copy_unit_tests, pack
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +140,8 @@ def test_exported_networks_answer_as_the_packed_weights_do(root: Path, used: Pat
     for name in BUNDLES:
         network = default_network(root, name).eval()
         network.load_state_dict(torch.load(unpacked / name / "models" / "model.pt", weights_only=True))
-        with torch.no_grad(), torch.jit.optimized_execution(False):  # compiling takes longer than it saves
+        # compiling takes longer than it saves
+        with torch.no_grad(), torch.jit.optimized_execution(False):
             exported = torch.jit.load(used / f"{name}.ts").eval()(inputs[name])
             torch.testing.assert_close(exported, network(inputs[name]), rtol=0, atol=1e-5)
 
@@ -153,3 +156,37 @@ def test_vendored_packages_are_of_one_version_and_those_of_the_repository(root: 
                 assert (unpacked / name / part / path.relative_to(root / part)).read_bytes() == path.read_bytes()
         versions.add(json.loads((unpacked / name / "configs" / "metadata.json").read_text())["version"])
     assert len(versions) == 1, versions
+
+
+def test_a_packed_bundle_is_pushed_as_it_is_with_a_model_card(root: Path, unpacked: Path, tmp_path: Path) -> None:
+    """`push_to_hf_hub` up to the network, where a stand-in on 127.0.0.1 answers as the Hub."""
+    folder = Path(shutil.copytree(unpacked / VOCO, tmp_path / VOCO, ignore=shutil.ignore_patterns("__pycache__")))
+    expected = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    argv = ["push_to_hf_hub", "--repo", "me/bundle", "--name", VOCO, "--bundle_dir", str(tmp_path), "--token", "hf_none",
+            "--version", "0.0.1"]  # fmt: skip
+    with stand_in_hub() as hub:
+        job = {"name": "push", "cwd": tmp_path, "argv": argv}
+        alone(root, tmp_path / "logs", [job], HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "home"), NO_PROXY="*")
+    card = hub.files.pop("README.md").decode()
+    assert hub.files == expected
+    assert card.startswith("---\ntags:\n- monai\n- medical\nlibrary_name: monai\nlicense: apache-2.0\n---\n")
+    assert card.endswith(expected["docs/README.md"].decode())
+    assert hub.tags == ["0.0.1"]
+    assert {token for _, token in hub.requests} == {"Bearer hf_none"}
+
+
+@pytest.mark.parametrize("test", [f"test_{name}{suffix}.py" for name in BUNDLES for suffix in ("", "_dist")])
+def test_unit_tests_pass_in_the_layout_of_the_zoo(root: Path, unpacked: Path, test: str, tmp_path: Path) -> None:
+    for name in BUNDLES:
+        copy_unit_tests(name, tmp_path)
+        shutil.copytree(unpacked / name, tmp_path / "models" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "tests" / "tools" / "zoo_utils.py", tmp_path / "ci" / "unit_tests" / "utils.py")
+    before = set((tmp_path / "models").rglob("*"))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+    environment |= {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    words = [sys.executable, "-B", "-m", "unittest", "discover", "-s", "ci/unit_tests", "-p", test]
+    done = subprocess.run(words, cwd=tmp_path, env=environment | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True,
+                          text=True, timeout=600)  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert f"Ran {1 if 'dist' in test else 2} test" in done.stderr
+    assert set((tmp_path / "models").rglob("*")) == before  # nothing is written where the bundle lies
