@@ -182,7 +182,8 @@ class RunFolder:
             FileExistsError: if the folder holds a run already and this one does not resume it.
             FileNotFoundError: if there is nothing to resume.
         """
-        occupied = self.path.is_dir() and any(self.path.iterdir())
+        # a SummaryWriter makes its folder when it is built: who checks a workflow's properties first has it by now
+        occupied = self.path.is_dir() and any(entry.name != "tensorboard" for entry in self.path.iterdir())
         # asked by the main process alone: the others may come when it has made the folder
         if main_process and occupied and self.resume is None:
             raise FileExistsError(

@@ -89,6 +89,8 @@ def test_a_run_never_overwrites_another(tmp_path):
     RunFolder(tmp_path, "b").start()
     (tmp_path / "empty").mkdir()
     RunFolder(tmp_path, "empty").start()
+    (tmp_path / "checked" / "tensorboard").mkdir(parents=True)  # as MONAI's check_properties() leaves it before a run
+    RunFolder(tmp_path, "checked").start()
 
 
 def test_a_run_goes_on_only_where_there_is_one(tmp_path):
