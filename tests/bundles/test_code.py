@@ -26,7 +26,7 @@ def sources(root: Path, package: str) -> list[Path]:
 
 
 def at_import(statement: ast.stmt) -> Iterator[ast.Call]:
-    """Calls that a statement makes when its module is imported: decorators and defaults of functions, not their bodies."""
+    """Calls of a statement when its module is imported: decorators and defaults of functions, not their bodies."""
     pending: list[ast.AST] = [statement]
     while pending:
         node = pending.pop()
@@ -82,7 +82,8 @@ def test_faults_finds_what_it_should(tmp_path: Path) -> None:
         "statement sys.path.append('x')", "call of open", "call of sys.path.append",
     ]  # fmt: skip
     path.write_text(
-        f'{HEAD}"""Text."""\nfrom .b import c\nclass D: ...\nB = D() if c else None\n\ndef f():\n    return open("b")\n\nif __name__ == "__main__":\n    f()\n'
+        f'{HEAD}"""Text."""\nfrom .b import c\nclass D: ...\nB = D() if c else None\n'
+        "def f():\n    return open('b')\n\nif __name__ == '__main__':\n    f()\n"
     )
     assert faults(path, "workflow") == []
     path.write_text(f'{HEAD}"""Text."""\n@register("x")\ndef f(a=read()):\n    return None\n')
