@@ -15,7 +15,7 @@ PACKAGES = ("transforms", "networks", "workflow", *(f"bundles/{bundle}/scripts" 
 HEAD = "# Copyright (c) the 2D-VoCo bundles authors.\n# SPDX-License-Identifier: Apache-2.0\n"
 # what a module may call while it is imported: constants, types and decorators
 CALLS = {
-    "logging.getLogger", "re.compile", "frozenset", "tuple", "float", "ParamSpec", "TypeVar", "ListedColormap",
+    "logging.getLogger", "re.compile", "frozenset", "tuple", "range", "float", "ParamSpec", "TypeVar", "ListedColormap",
     "np.linspace", "np.log", "np.diag", "np.column_stack", "np.ones", "np.zeros",
     "dataclass", "field", "lru_cache", "wraps", "torch.no_grad", "torch.inference_mode",
 }  # fmt: skip
@@ -25,9 +25,9 @@ def sources(root: Path, package: str) -> list[Path]:
     return sorted((root / package).rglob("*.py"))
 
 
-def at_import(tree: ast.Module) -> Iterator[ast.Call]:
-    """Calls made while a module is imported: all but those in bodies of functions, decorators of functions included."""
-    pending: list[ast.AST] = list(tree.body)
+def at_import(statement: ast.stmt) -> Iterator[ast.Call]:
+    """Calls of a statement when its module is imported: decorators and defaults of functions, not their bodies."""
+    pending: list[ast.AST] = [statement]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.FunctionDef | ast.Lambda):
@@ -55,13 +55,15 @@ def faults(path: Path, package: str) -> list[str]:
             found.append(ast.unparse(node))
     statements = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     others = [node for node in tree.body[1:] if not isinstance(node, statements)]
-    found += [f"statement {ast.unparse(node)}" for node in others if not is_type_checking(node)]
-    calls = {ast.unparse(call.func) for call in at_import(tree)}
-    return found + [f"call of {name}" for name in sorted(calls - CALLS)]
+    found += [f"statement {ast.unparse(node)}" for node in others if not is_left_out(node)]
+    calls = {ast.unparse(call.func) for node in tree.body if not is_left_out(node) for call in at_import(node)}
+    own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    return found + [f"call of {name}" for name in sorted(calls - CALLS - own)]
 
 
-def is_type_checking(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+def is_left_out(node: ast.stmt) -> bool:
+    """What an import passes over: imports for types alone, and what is done when the file is run as a program."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -79,7 +81,10 @@ def test_faults_finds_what_it_should(tmp_path: Path) -> None:
         "licence lines", "docstring", "import of scripts.a", "import of workflow.b", "sys.path",
         "statement sys.path.append('x')", "call of open", "call of sys.path.append",
     ]  # fmt: skip
-    path.write_text(f'{HEAD}"""Text."""\nfrom .b import c\nB = c if c else None\n\ndef f():\n    return open("b")\n')
+    path.write_text(
+        f'{HEAD}"""Text."""\nfrom .b import c\nclass D: ...\nB = D() if c else None\n'
+        "def f():\n    return open('b')\n\nif __name__ == '__main__':\n    f()\n"
+    )
     assert faults(path, "workflow") == []
     path.write_text(f'{HEAD}"""Text."""\n@register("x")\ndef f(a=read()):\n    return None\n')
     assert faults(path, "workflow") == ["call of read", "call of register"]
