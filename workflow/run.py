@@ -168,6 +168,10 @@ class RunFolder:
             raise ValueError(f"seed: expected an integer, got {seed!r} (folds, order and crops are functions of it)")
         set_determinism(seed=seed)
         self._until_finish.enter_context(redacted_logs())
+        if not main_process:  # what all say alike is said once; warnings may be its own
+            for handler in logging.getLogger().handlers:
+                self._until_finish.callback(handler.setLevel, handler.level)
+                handler.setLevel(max(handler.level, logging.WARNING))
         if main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             self._log_to_file()
