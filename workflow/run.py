@@ -197,6 +197,10 @@ class RunFolder:
         if not self.deterministic:  # the seed holds, the last digits of a GPU's sums do not
             torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
         self._until_finish.enter_context(redacted_logs())
+        if not main_process:  # what all say alike is said once; warnings may be its own
+            for handler in logging.getLogger().handlers:
+                self._until_finish.callback(handler.setLevel, handler.level)
+                handler.setLevel(max(handler.level, logging.WARNING))
         if main_process:
             self._begin()
 

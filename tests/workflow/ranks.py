@@ -50,7 +50,7 @@ def in_processes(
     Args:
         join: False leaves it to `function` to join the group.
     """
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     mp.start_processes(
         _process, args=(size, free_port(), str(folder), function, arguments, join), nprocs=size, start_method=METHOD
     )

@@ -61,27 +61,41 @@ def drawn(dataset: SlabDataset, numbers: list[int], workers: int, batch_size: in
 @given(
     num_items=st.integers(1, 40),
     world_size=st.integers(1, 5),
+    batch_size=st.integers(1, 4),
     epoch=st.integers(0, 10**6),
     seed=st.integers(0, 2**32),
-    shuffle=st.booleans(),
+    weighted=st.booleans(),
+    fill=st.booleans(),
 )
-@settings(deadline=None, max_examples=150)
-def test_the_shards_of_all_ranks_cover_every_item(num_items, world_size, epoch, seed, shuffle):
-    shards = []
-    for rank in range(world_size):
-        sampler = EpochSampler(num_items, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
-        sampler.set_epoch(epoch)
-        shards.append(list(sampler))
-        assert list(sampler) == shards[-1]  # pure: the same when asked again
-        assert len(shards[-1]) == len(sampler)
-    numbers = [number for shard in shards for number in shard]
-    assert {number // num_items for number in numbers} == {epoch}
-    assert {number % num_items for number in numbers} == set(range(num_items))
-    assert len(numbers) - num_items < world_size  # no more repeats than it takes to be fair
-    merged = [number for step in zip(*shards, strict=True) for number in step][:num_items]
-    single = EpochSampler(num_items, seed=seed, shuffle=shuffle)
+@settings(deadline=None, max_examples=300)
+def test_each_step_of_all_ranks_is_that_of_one_process_with_the_global_batch(
+    num_items, world_size, batch_size, epoch, seed, weighted, fill
+):
+    options = {"seed": seed, "weights": np.arange(1, num_items + 1) if weighted else None}
+    single = EpochSampler(num_items, **options)
     single.set_epoch(epoch)
-    assert list(single) == merged
+    order = list(single)
+    steps: list[list[int]] = []  # batches of the ranks in turn
+    for rank in range(world_size):
+        sampler = EpochSampler(num_items, batch_size=batch_size, fill=fill, rank=rank, world_size=world_size, **options)
+        sampler.set_epoch(epoch)
+        share = list(sampler)
+        assert list(sampler) == share  # pure: the same when asked again
+        assert len(share) == len(sampler)
+        steps.append([share[i : i + batch_size] for i in range(0, len(share), batch_size)])
+    together = batch_size * world_size
+    last = num_items % together
+    filled = world_size - last if fill and 0 < last < world_size else 0
+    expected = order + [order[i % num_items] for i in range(filled)]
+    if fill:
+        assert len({len(batches) for batches in steps}) == 1  # every rank takes part in every step
+    for number in range(0, len(expected), together):
+        batches = [rank[number // together] if number // together < len(rank) else [] for rank in steps]
+        sizes = [len(batch) for batch in batches]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) > 0 or not fill
+        found = [batch[j] for j in range(max(sizes)) for batch in batches if j < len(batch)]
+        assert found == expected[number : number + together]
 
 
 def test_the_order_changes_with_epoch_and_seed_and_nothing_else():
@@ -234,7 +248,7 @@ def test_weighted_draws_are_the_same_for_any_number_of_processes_and_each_has_it
         shards.append(list(sampler))
         assert list(sampler) == shards[-1]
         assert len(shards[-1]) == len(sampler)
-    merged = [number for step in zip(*shards, strict=True) for number in step]
+    merged = [number for step in zip(*shards, strict=True) for number in step][:num_items]
     assert len(set(merged)) == len(merged)  # an item drawn twice is augmented in two ways
     sampler.set_epoch(epoch + 1)
     assert not set(merged) & set(sampler)
