@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 test test-all: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all pack lint format clean
 
 $(VENV)/run.stamp: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,11 @@ test: lint
 test-all: lint
 	$(PY) -m coverage erase
 	$(PY) -m pytest --durations=30 --cov --cov-report=term:skip-covered
+
+## both bundles as folders and zips that stand alone, in dist/; VOCO_WEIGHTS=FILE and RSNA_WEIGHTS=FILE go into them
+pack: $(VENV)/run.stamp
+	$(PY) -m tools.pack --out dist $(if $(VOCO_WEIGHTS),--weights "voco2d_pretrain=$(VOCO_WEIGHTS)") \
+	    $(if $(RSNA_WEIGHTS),--weights "rsna_cnn_lstm=$(RSNA_WEIGHTS)")
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
