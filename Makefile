@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED := 1
 test test-all: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-pins test-all lint format clean
+.PHONY: demo test test-pins test-all pack lint format clean
 
 $(VENV)/run.stamp: requirements.txt $(if $(PINNED),tools/pins.py $(METADATA))
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,11 @@ test-pins:
 test-all: lint
 	$(PY) -m coverage erase
 	$(PY) -m pytest $(PARALLEL) --durations=30 --cov --cov-report=term:skip-covered
+
+## both bundles as folders and zips that stand alone, in dist/; VOCO_WEIGHTS=FILE and RSNA_WEIGHTS=FILE go into them
+pack: $(VENV)/run.stamp
+	$(PY) -m tools.pack --out dist $(if $(VOCO_WEIGHTS),--weights "voco2d_pretrain=$(VOCO_WEIGHTS)") \
+	    $(if $(RSNA_WEIGHTS),--weights "rsna_cnn_lstm=$(RSNA_WEIGHTS)")
 
 ## our rules by ruff; then what the model zoo's CI would say of a packed bundle
 lint: $(VENV)/dev.stamp

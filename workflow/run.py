@@ -115,6 +115,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         ) from error
 
 
+def _is_of_a_run(entry: Path) -> bool:
+    """Whether it says that a run was started. Savers and TensorBoard's writers make their folders when they are built:
+    who checks a workflow's properties before running it has those already."""
+    return entry.is_file() or (entry.name != "tensorboard" and any(entry.iterdir()))
+
+
 class RunFolder:
     """Names the files of a run; `start` creates the folder, seeds the random generators and logs what runs where.
 
@@ -182,8 +188,7 @@ class RunFolder:
             FileExistsError: if the folder holds a run already and this one does not resume it.
             FileNotFoundError: if there is nothing to resume.
         """
-        # a SummaryWriter makes its folder when it is built: who checks a workflow's properties first has it by now
-        occupied = self.path.is_dir() and any(entry.name != "tensorboard" for entry in self.path.iterdir())
+        occupied = self.path.is_dir() and any(map(_is_of_a_run, self.path.iterdir()))
         # asked by the main process alone: the others may come when it has made the folder
         if main_process and occupied and self.resume is None:
             raise FileExistsError(
