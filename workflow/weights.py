@@ -135,9 +135,8 @@ def load_weights(
         if names
     ]
     if problems and (not allow_partial or not fitting):
-        known = (
-            "" if fitting else f" Known: {', '.join(layout.name for layout in LAYOUTS)} of {', '.join(TORCHVISION)}."
-        )
+        layouts = "; ".join(layout.name for layout in LAYOUTS)
+        known = "" if fitting else f" Known files: {layouts}, which for torchvision is {', '.join(TORCHVISION)}."
         raise WeightsError(
             f"{summary}; {'; '.join(problems)}. Is it the same backbone_name, pooling and in_channels?{known}"
         )

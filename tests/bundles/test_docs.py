@@ -285,6 +285,8 @@ def check_results(bundle: str, output: Path) -> None:
             assert (output / "evidence" / name).is_file()
         assert torch.jit.load(output / "model.ts")(torch.rand(2, 1, 32, 32, 3)).shape == (2, 11)
     else:
+        started = (output / "from_weights" / "log.txt").read_text(encoding="utf-8")
+        assert "backbone tensors loaded from" in started
         assert {"position_accuracy", "embedding_spread", "slice_height_error"} <= set(
             pd.read_csv(output / "health" / "metrics.csv", header=None)[0]
         )
