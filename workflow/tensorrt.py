@@ -1,6 +1,6 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The backbone as a TensorRT engine, by MONAI's `trt_compile`, for ``inference_trt.json``. Not measured on a GPU yet."""
+"""The backbone as a TensorRT engine, by MONAI's `trt_compile`, for ``inference_trt.json``. Not run on a GPU yet."""
 
 from __future__ import annotations
 

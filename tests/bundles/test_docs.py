@@ -31,8 +31,8 @@ SECTIONS = (
     "**Performance**", "**Additional Usage Steps**", "Execute training", "Go on with an interrupted run:",
     "Override the `train` config to execute multi-GPU training:",
     "Override the `train` config to execute evaluation with the trained model:", "Execute inference:",
-    "Override examples", "Tracking", "Export to TorchScript", "Configuration", "**System Configuration**", "**Limitations**",
-    "**Citation Info**", "**References**", "**License**",
+    "Override examples", "Tracking", "Export to TorchScript", "Configuration", "**System Configuration**",
+    "**Limitations**", "**Citation Info**", "**References**", "**License**",
 )  # fmt: skip
 TABLE = re.compile(r"<!-- configuration table -->\n(.*)<!-- end of the configuration table -->", re.DOTALL)
 
