@@ -26,6 +26,7 @@ ERRORS = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ImportE
 WORKFLOWS = {
     "train": ["train.json"],
     "inference": ["inference.json"],
+    "inference+trt": ["inference.json", "inference_trt.json"],
     "train+evaluate": ["train.json", "evaluate.json"],
     "train+multi_gpu": ["train.json", "multi_gpu_train.json"],
 }
@@ -71,7 +72,7 @@ def workflow(name: str, arguments: dict[str, Any], **more: Any) -> ConfigWorkflo
         config_file=[f"configs/{file}" for file in files],
         meta_file="configs/metadata.json",
         logging_file="configs/logging.conf",
-        workflow_type="infer" if name == "inference" else "train",
+        workflow_type="infer" if name.startswith("inference") else "train",
         run_name=name,
         **{**overrides(files, arguments), **more},
     )
@@ -81,6 +82,8 @@ def workflow(name: str, arguments: dict[str, Any], **more: Any) -> ConfigWorkflo
 
 def wrong_properties(name: str, arguments: dict[str, Any]) -> list[str]:
     opened = workflow(name, arguments)
+    if "trt" in name:  # the rest of the config, where there is no TensorRT
+        opened.parser["network"] = "$@network_def"
     if "multi_gpu" not in name:
         return opened.check_properties()
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=arguments["port"])

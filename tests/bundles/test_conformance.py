@@ -38,6 +38,7 @@ MERGED = {
     "voco2d_pretrain": ("", "evaluate", "multi_gpu_train", "prepare", "train_3d"),
     "rsna_cnn_lstm": ("", "evaluate", "multi_gpu_train", "prepare", "cross_validate", "federated"),
 }
+OVER_INFERENCE = {"voco2d_pretrain": ("inference_trt",), "rsna_cnn_lstm": ("inference_trt",)}
 STANDALONE = {"voco2d_pretrain": ("inference",), "rsna_cnn_lstm": ("calibrate", "check_data", "folds", "inference")}
 # distributions that are called otherwise than the package that is imported
 DISTRIBUTIONS = {"ignite": "pytorch-ignite", "skimage": "scikit-image", "sklearn": "scikit-learn"}
@@ -271,6 +272,7 @@ def test_sections_and_paths(root: Path, bundle: str) -> None:
 def test_every_top_level_id_is_described(root: Path, bundle: str) -> None:
     merged = [["train.json", *([f"{name}.json"] if name else [])] for name in MERGED[bundle]]
     merged += [[f"{name}.json"] for name in STANDALONE[bundle]]
+    merged += [["inference.json", f"{name}.json"] for name in OVER_INFERENCE[bundle]]
     for files in merged:
         parser = ConfigParser()
         parser.read_config([str(root / "bundles" / bundle / "configs" / name) for name in files])
@@ -278,7 +280,7 @@ def test_every_top_level_id_is_described(root: Path, bundle: str) -> None:
         assert set(config) - {"_desc_", "_meta_"} == set(config["_desc_"]), files
         assert all(isinstance(line, str) and line for line in config["_desc_"].values())
     shipped = {path.stem for path in config_paths(root, bundle)} - {"metadata", "labels", "train"}
-    assert shipped == {*MERGED[bundle], *STANDALONE[bundle]} - {""}
+    assert shipped == {*MERGED[bundle], *STANDALONE[bundle], *OVER_INFERENCE[bundle]} - {""}
 
 
 @bundles
@@ -291,7 +293,7 @@ def test_inference_and_training_agree_on_what_shapes_the_input(root: Path, bundl
         "network",
         "run",
         "finalize",
-        "run_folder",
+        "run_folder",  # inference resumes nothing
     }
     assert train["prepare"]["transforms"][0]["eight_bit_window"] == "@eight_bit_window"
     assert {
@@ -336,7 +338,8 @@ def test_no_id_contains_the_word_import(root: Path, bundle: str) -> None:
 @bundles
 def test_handlers_are_literal_lists_and_only_the_first_process_writes(root: Path, bundle: str) -> None:
     config = read(root, bundle, "train.json")
-    writers = ("StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler", "ProgressBar", "CropImages")
+    writers = ("StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler", "ProgressBar", "CropImages",
+               "LearningRates", "HyperParameters", "RunRecord")  # fmt: skip
     checked = 0
     for part in ("train", "validate"):
         handlers = config[part]["handlers"]
@@ -400,7 +403,7 @@ def test_importing_leaves_everything_as_it_was(inspected: dict[str, Any], bundle
 
 
 @bundles
-@pytest.mark.parametrize("name", ["train", "inference", "train+evaluate", "train+multi_gpu"])
+@pytest.mark.parametrize("name", ["train", "inference", "inference+trt", "train+evaluate", "train+multi_gpu"])
 def test_properties_are_complete(inspected: dict[str, Any], bundle: str, name: str) -> None:
     assert inspected[bundle]["properties"][name] == []
 
