@@ -24,6 +24,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .before_step import StateBeforeStep
 from .errors import NonFiniteError
 from .progress import Progress, RandomState, ScalerState, load_optimizer, load_scheduler, rescale_averages
 from .run import whole_file
@@ -122,19 +123,22 @@ class Checkpoints:
         self.keep, self.interval, self.every_steps = keep, interval, every_steps
         self.accumulation_steps = accumulation_steps
         self.saved: int | None = None  # iteration of the last checkpoint
-        self.before: dict[str, Any] | None = None  # state before the step that is being computed
 
     def attach(self, engine: Engine) -> None:
         self.progress = Progress(engine, self.sampler, self.accumulation_steps)
         added = {"progress": self.progress, "scaler": ScalerState(engine), "random": RandomState()}
         self.everything = {**self.objects, **added}
         engine.add_event_handler(Events.STARTED, self._restore)
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self.progress.start_epoch)
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._remember)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval) | Events.COMPLETED, self._save)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._rescue)
         if self.every_steps is not None:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_within_epoch)
+
+    def _start(self, engine: Engine) -> None:
+        self.before = StateBeforeStep(self.everything)
 
     def _content(self) -> dict[str, Any]:
         return {name: thing.state_dict() for name, thing in self.everything.items()}
@@ -159,20 +163,15 @@ class Checkpoints:
         return path
 
     def _remember(self, engine: Engine) -> None:
-        """The state before a step: parameters and moments change in that step alone, so references to them do; the
-        buffers (running statistics of BN) change with each forward pass and are copied."""
         if idist.get_rank() == 0 and self.progress.is_between_steps():
-            self.before = self._content()
-            for name, thing in self.everything.items():
-                if isinstance(thing, nn.Module):
-                    buffers = {key for key, _ in thing.named_buffers()} & set(self.before[name])
-                    self.before[name].update({key: self.before[name][key].clone() for key in buffers})
+            self.before.remember()
 
     def _rescue(self, engine: Engine, error: BaseException) -> None:
         if isinstance(error, NonFiniteError) and not error.rescued:
             message = str(error)
-            if idist.get_rank() == 0 and self.before is not None:
-                path = self._write(self.before)
+            content = self.before.content()
+            if idist.get_rank() == 0 and content is not None:
+                path = self._write(content)
                 message += f". The state before that step is in {path}: --resume latest goes on from it, with a "
                 message += "smaller learning_rate or without those series"
             idist.barrier()  # the first process to end would end the others

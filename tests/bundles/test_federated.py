@@ -130,7 +130,7 @@ def test_the_overlay_replaces_the_handler_that_loads_pretrained_weights(root):
     assert loader["_target_"] == "workflow.weights.WeightsLoader"
     assert both["starting_weights"] == loader
     assert both["train"]["handlers"][0] == {**loader, "_disabled_": True}
-    steps = {step for part in (both["network_def"], both["train"]["trainer"], both["validate"]["evaluator"])
+    steps = {step for part in (both["engine_device"], both["train"]["trainer"], both["validate"]["evaluator"])
              for step in part["_requires_"]}  # fmt: skip
     missing = [step for step in train["run"][:-1] if step not in steps and "run_folder.start" not in step]
     assert not missing  # whatever `run` does before it trains is done here too

@@ -23,7 +23,7 @@ def script(root: Path, bundle: str) -> str:
 
 def launch(text: str) -> dict[str, str]:
     """The options of a `torchrun` command."""
-    command = text[text.index("torchrun ") :].replace("\\\n", " ")
+    command = re.search(r"^(?:srun \S+ )?(torchrun .*)", text, re.DOTALL | re.MULTILINE).group(1).replace("\\\n", " ")
     options = [word for word in shlex.split(command.split(" -m ")[0]) if word.startswith("--")]
     return dict(option[2:].split("=", 1) for option in options)
 

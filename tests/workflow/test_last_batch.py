@@ -21,7 +21,7 @@ LABELS_FILE = Path(__file__).parents[2] / "bundles/rsna_cnn_lstm/configs/labels.
 
 def test_pretraining_has_no_partner_for_it(tmp_path, monkeypatch):
     """BN of the projector acts over its crops; the term between volumes is 0 and the others train."""
-    found, trainer = run(tmp_path / "seven", 1, total=1, batch=3)
+    found, _ = run(tmp_path / "seven", 1, total=1, batch=3)
     assert [len(found["seen"]), ITEMS % 3] == [7, 1]
     monkeypatch.setattr("tests.workflow.small_training.ITEMS", 1)
     found, _ = run(tmp_path / "one", 1, total=1, batch=3)

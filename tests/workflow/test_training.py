@@ -264,7 +264,7 @@ def join(rank: int, path: str, results: Any) -> None:
 
 @pytest.mark.slow
 def test_a_bad_loss_in_one_process_stops_all(tmp_path):
-    context = mp.get_context("spawn")
+    context = mp.get_context("fork")
     results = context.SimpleQueue()
     processes = [context.Process(target=join, args=(rank, str(tmp_path / "meet"), results)) for rank in (0, 1)]
     for process in processes:
@@ -285,7 +285,7 @@ def test_early_stopping_that_has_stopped_stays_so(caplog):
         engine, validator, epochs = Engine(lambda *_: None), Engine(lambda *_: None), []
         stopper = EarlyStopping(validator, "score", patience)
         stopper.attach(engine)
-        engine.add_event_handler(Events.STARTED, lambda s=stopper: s.load_state_dict(state))
+        engine.add_event_handler(Events.STARTED, lambda _, s=stopper: s.load_state_dict(state))
         engine.add_event_handler(Events.EPOCH_STARTED, lambda e, seen=epochs: seen.append(e.state.epoch))
         with caplog.at_level(logging.INFO):
             engine.run([0], max_epochs=2)
