@@ -143,7 +143,8 @@ def main() -> None:
     killed = {**arguments, "run_name": "killed"}
     kills = [interrupt(killed, out / "killed", kind, span / 2, draw) for kind in kinds]
     status = ended(start({**killed, "resume": "latest"}, out / "killed.txt"))
-    sys.stdout.write(json.dumps({"kills": kills, "status": status, "newest": newest(out / "killed")}) + "\n")
+    again = ended(start({**killed, "resume": "latest"}, out / "again.txt"))
+    sys.stdout.write(json.dumps({"kills": kills, "status": status, "again": again}) + "\n")
 
 
 if __name__ == "__main__":

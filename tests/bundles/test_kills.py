@@ -62,6 +62,10 @@ def test_ten_kills_change_no_bit(root: Path, phantoms: Path, tmp_path: Path, bun
     assert found["status"] == 0, told + log[-3000:]
     assert [kill["status"] for kill in found["kills"]] == [-signal.SIGKILL] * kills, told + log[-3000:]
     assert log.count("resumed from") > 2, told
+    assert found["again"] == 0, told
+    again = (tmp_path / "again.txt").read_text(encoding="utf-8")
+    assert "nothing left to do" in again
+    assert "best" not in again  # no further validation
     whole, killed = ({path.name: path for path in (tmp_path / name / "checkpoints").iterdir()}
                      for name in ("whole", "killed"))  # fmt: skip
     assert sorted(whole) == sorted(killed), told  # nothing is left over of what was half-written
