@@ -17,7 +17,6 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
-
 from workflow import tensorrt
 from workflow.tensorrt import TensorRTError, with_engine
 

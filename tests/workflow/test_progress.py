@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ignite.engine import Engine
 from torch import nn
-
 from workflow.progress import Progress, ScalerState, load_scheduler
 from workflow.sampler import EpochSampler
 

@@ -16,6 +16,12 @@ from monai.handlers import IgniteMetricHandler
 from monai.transforms import Compose
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from workflow.dataset import PreparationError, SlabDataset
+from workflow.distributed import SharedBuffers
+from workflow.gather import in_rank_order, ranks, rows_of_all, sum_over_ranks
+from workflow.global_mean import GlobalMean
+from workflow.sampler import EpochSampler
+from workflow.training import LossMeans, Validation
 
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.loss import InjuryLoss
@@ -30,12 +36,6 @@ from bundles.voco2d_pretrain.scripts.health import (
 from bundles.voco2d_pretrain.scripts.loss import VoCoLoss
 from bundles.voco2d_pretrain.scripts.partner import partner_rule
 from tests.workflow.ranks import in_processes
-from workflow.dataset import PreparationError, SlabDataset
-from workflow.distributed import SharedBuffers
-from workflow.gather import in_rank_order, ranks, rows_of_all, sum_over_ranks
-from workflow.global_mean import GlobalMean
-from workflow.sampler import EpochSampler
-from workflow.training import LossMeans, Validation
 
 RANKS = 3
 TABLE = LabelTable.from_file(Path(__file__).parents[2] / "bundles/rsna_cnn_lstm/configs/labels.json")
