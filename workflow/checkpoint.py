@@ -175,7 +175,9 @@ class Checkpoints:
                 message += f". The state before that step is in {path}: --resume latest goes on from it, with a "
                 message += "smaller learning_rate or without those series"
             idist.barrier()  # the first process to end would end the others
-            raise NonFiniteError(message, rescued=True) from error
+            rescued = NonFiniteError(message)
+            rescued.rescued = True
+            raise rescued from error
         raise error
 
     def _find(self) -> tuple[Path, Any] | None:

@@ -12,15 +12,9 @@ class DatalistError(ValueError):
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient that is no number.
+    """A loss or gradient that is no number; a rescued one says already where the state before that step is."""
 
-    Args:
-        rescued: whether the message says already where the state before that step is.
-    """
-
-    def __init__(self, message: str, *, rescued: bool = False) -> None:
-        super().__init__(message)
-        self.rescued = rescued
+    rescued = False
 
 
 def root_cause(error: BaseException) -> str:

@@ -203,7 +203,7 @@ def _paired(taken: dict[str, Tensor], own: State, facts: TimmFacts | None) -> di
         if not same_size or _kind(ours) != _kind(theirs):
             return {}
         pairs[ours] = value if channels else value.reshape(wanted.shape)
-    pairs.update({name: value for name, value in list(taken.items())[len(model) :]})
+    pairs.update(list(taken.items())[len(model) :])
     return pairs
 
 

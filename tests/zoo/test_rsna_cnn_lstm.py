@@ -32,9 +32,8 @@ TEST_CASE_1 = [  # train, evaluate
     {"bundle_root": BUNDLE_ROOT, "max_epochs": 1, "batch_size": 2, "num_folds": 2, **SMALL}
 ]
 
-TEST_CASE_2 = [  # inference, with the weights of the bundle
-    {"bundle_root": BUNDLE_ROOT, **SMALL}
-]
+# inference, with the weights of the bundle
+TEST_CASE_2 = [{"bundle_root": BUNDLE_ROOT, **SMALL}]
 
 
 def test_order(test_name1: str, test_name2: str) -> int:
