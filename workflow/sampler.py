@@ -79,9 +79,10 @@ class EpochSampler(Sampler[int]):
         return self.epoch * self.num_items + items
 
     def _share(self, order: np.ndarray) -> list[int]:
-        """This rank's part of an order, in turn."""
-        order = np.concatenate([order, np.resize(order, self._missing(len(order)))])
-        return order[self.skip :][self.rank :: self.world_size].tolist()
+        """This rank's part of what is left of an order, in turn."""
+        left = order[self.skip :]
+        left = np.concatenate([left, np.resize(order, self._missing(len(left)))])
+        return left[self.rank :: self.world_size].tolist()
 
     def _missing(self, number: int) -> int:
         """How many of `number` items are to be taken twice so that no rank goes without in the last step."""
