@@ -154,7 +154,7 @@ def test_a_rank_that_hangs_ends_the_job_after_timeout_minutes(torchrun, tmp_path
 
 # what SLURM has: a job of two nodes, on each of which `srun` starts one task
 CLUSTER = {
-    "scontrol": '[[ $1 $2 $3 == "show hostnames node[1-2]" ]] && printf "127.0.0.1\\nnode2\\n"',
+    "scontrol": '[[ "$1 $2 $3" == "show hostnames node[1-2]" ]] && printf "127.0.0.1\\nnode2\\n"',
     "srun": """[[ $1 == --kill-on-bad-exit=1 ]] && shift
 SLURM_NODEID=0 SLURM_LOCALID=0 "$@" >"$LOGS/0" 2>&1 & first=$!
 SLURM_NODEID=1 SLURM_LOCALID=0 "$@" >"$LOGS/1" 2>&1

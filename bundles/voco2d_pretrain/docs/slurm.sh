@@ -12,7 +12,7 @@ set -euo pipefail
 data=${DATASET_DIR:-/workspace/data/abdominal_ct}
 output=${OUTPUT_ROOT:-/workspace/output}
 name=${RUN_NAME:-several_nodes}
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r first_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 resume=()
 if [[ -d $output/$name/checkpoints ]]; then
     resume=(--resume latest)
