@@ -6,6 +6,6 @@ from __future__ import annotations
 
 from .backbone import Backbone
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = ["Backbone"]

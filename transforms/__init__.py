@@ -13,7 +13,7 @@ from .slice_labels import SliceLabels, SliceLabelsd
 from .slices import ExtractSlices, ExtractSlicesd, SliceAffinesd, slice_affines
 from .voco import RandVoCoCrop, RandVoCoCropd, VoCoCrops, overlap_labels
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "CropBody",

@@ -5,4 +5,4 @@ guard and the run folder. Never a transform, never a network."""
 
 from __future__ import annotations
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
