@@ -30,7 +30,7 @@ from bundles.rsna_cnn_lstm.scripts.slice_loss import InjurySliceLoss
 from bundles.voco2d_pretrain.scripts.health import (
     EmbeddingSpread,
     PositionAccuracy,
-    SliceHeightError,
+    SliceHeight,
     embeddings_and_labels,
 )
 from bundles.voco2d_pretrain.scripts.loss import VoCoLoss
@@ -128,7 +128,7 @@ def evaluator(items: list[dict], sampler: EpochSampler, key: str, metrics: dict,
 
 
 def health() -> dict:
-    kinds = {"accuracy": PositionAccuracy, "spread": EmbeddingSpread, "height": SliceHeightError}
+    kinds = {"accuracy": PositionAccuracy, "spread": EmbeddingSpread, "height": SliceHeight}
     return {
         name: IgniteMetricHandler(kind(), output_transform=embeddings_and_labels, save_details=False)
         for name, kind in kinds.items()
