@@ -16,13 +16,14 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from networks.sync_batch_norm import convert_cpu_sync_batchnorm
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .peers import Peers
+from .progress import reseed
 from .run import select_device
-from .sync_batch_norm import convert_cpu_sync_batchnorm
 
 __all__ = ["ProcessGroup", "SharedBuffers", "parallel"]
 
@@ -39,7 +40,7 @@ class ProcessGroup:
             alone, as for preparing series that are not in the cache yet.
 
     Raises:
-        RuntimeError: outside ``torchrun``. ValueError: for a time that is not positive.
+        RuntimeError: outside ``torchrun``. ValueError: for a time that is not positive, or one GPU for all processes.
     """
 
     def __init__(self, backend: str = "nccl", device: str | None = None, timeout_minutes: float = 30) -> None:
@@ -48,6 +49,11 @@ class ProcessGroup:
             raise RuntimeError(f"multi_gpu_train needs torchrun: the environment lacks {', '.join(absent)}")
         if not timeout_minutes > 0:
             raise ValueError(f"timeout_minutes: expected a positive number, got {timeout_minutes!r}")
+        if device is not None and torch.device(device).type == "cuda":
+            raise ValueError(
+                f"device: {device!r} names one GPU for all processes; leave it null, each takes that of its local rank "
+                "(CUDA_VISIBLE_DEVICES says which there are), or ask for cpu"
+            )
         self.backend, self.rank, self.timeout = backend, int(os.environ["RANK"]), timedelta(minutes=timeout_minutes)
         self.device = select_device(f"cuda:{os.environ['LOCAL_RANK']}" if device is None else device)
         self.peers: Peers | None = None
@@ -61,6 +67,8 @@ class ProcessGroup:
             os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]
         self._hook = sys.excepthook  # torch puts one that names the rank around it, for good
         dist.init_process_group(self.backend, timeout=self.timeout)
+        if self.rank:  # random draws in the network are each process's own; `parallel` shares the first's weights
+            reseed(torch.initial_seed(), self.rank)
         atexit.register(self.stop)  # of a run that fails, too
         self.peers = Peers()
         self.peers.watch()

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["in_rank_order", "ranks", "rows_of_all", "sum_over_ranks"]
+__all__ = ["barrier", "in_rank_order", "is_first", "of_each", "of_first", "ranks", "rows_of_all", "sum_over_ranks"]
 
 Item = TypeVar("Item")
 
@@ -26,13 +26,37 @@ def ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes files."""
+    return ranks()[0] == 0
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if ranks()[1] > 1:
+        dist.barrier()
+
+
+def of_each(own: Item) -> list[Item]:
+    """What each process has, by rank; plain types."""
+    _, size = ranks()
+    found: list[Any] = [own] * size
+    if size > 1:
+        dist.all_gather_object(found, own)
+    return found
+
+
+def of_first(own: Item) -> Item:
+    """What the first process has; plain types."""
+    found = [own]
+    if ranks()[1] > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
 def in_rank_order(own: Sequence[Item]) -> list[Item]:
     """The items of all processes in their common order. A process may have none; tensors should be on the CPU."""
-    _, size = ranks()
-    if size == 1:
-        return list(own)
-    shares: list[Any] = [None] * size
-    dist.all_gather_object(shares, list(own))
+    shares = of_each(list(own))
     longest = max(len(share) for share in shares)
     return [share[j] for j in range(longest) for share in shares if j < len(share)]
 

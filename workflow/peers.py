@@ -19,10 +19,10 @@ import time
 from contextlib import suppress
 from types import FrameType, TracebackType
 
-import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from .errors import root_cause
+from .gather import of_each, ranks
 from .privacy import redact
 
 __all__ = ["PeerEnded", "Peers", "RankError"]
@@ -50,10 +50,8 @@ class Peers:
     """The processes of the group that this one has joined: it tells who is missing when it has to end."""
 
     def __init__(self) -> None:
-        self.rank, size = dist.get_rank(), dist.get_world_size()
-        found: list[tuple[str, int]] = [("", 0)] * size
-        dist.all_gather_object(found, (socket.gethostname(), os.getpid()))
-        self.processes = found
+        self.rank, _ = ranks()
+        self.processes = of_each((socket.gethostname(), os.getpid()))
         self._told_to_stop = self._ending = False
         self._before: tuple = ()
 

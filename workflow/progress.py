@@ -20,9 +20,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from .sampler import EpochSampler
 
-__all__ = ["Progress", "RandomState", "ScalerState", "load_optimizer", "load_scheduler", "rescale_averages"]
+__all__ = ["Progress", "RandomState", "ScalerState", "load_optimizer", "load_scheduler", "rescale_averages", "reseed"]
 
 logger = logging.getLogger(__name__)
+
+
+def reseed(*numbers: int) -> None:
+    """Seed the random generators of Python, numpy and torch by all of these numbers together."""
+    first, second, third = np.random.SeedSequence(numbers).generate_state(3).tolist()
+    random.seed(first)
+    np.random.seed(second)  # noqa: NPY002 - the global state is meant
+    torch.manual_seed(third)
 
 
 class RandomState:
@@ -83,8 +91,12 @@ class Progress:
     @property
     def samples_per_step(self) -> int:
         """Samples of one iteration, of all processes."""
-        batch_size = getattr(self.engine.state.dataloader, "batch_size", None) or 1
-        return batch_size * (1 if self.sampler is None else self.sampler.world_size)
+        if self.sampler is None:
+            return 1  # the order does not matter, nothing is left out of it
+        batch_size = getattr(self.engine.state.dataloader, "batch_size", None)
+        if not isinstance(batch_size, int):
+            raise ValueError(f"the trainer's loader: expected one with a batch_size, found {batch_size!r}")
+        return batch_size * self.sampler.world_size
 
     @property
     def batches_of_epoch(self) -> int:

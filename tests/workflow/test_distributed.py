@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from networks import Backbone
+from networks.sync_batch_norm import CPUSyncBatchNorm
 from timm.layers import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,7 +25,6 @@ from torch.nn.parallel import DistributedDataParallel
 from workflow import distributed
 from workflow.distributed import ProcessGroup, parallel
 from workflow.sampler import EpochSampler
-from workflow.sync_batch_norm import CPUSyncBatchNorm
 
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
 
@@ -57,14 +57,16 @@ def process(rank: int, folder: str, port: int) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
     group, hook = ProcessGroup(backend="gloo", device="cpu"), sys.excepthook
+    torch.manual_seed(11)
     group.start()
+    draws = torch.rand(3)
     plain = network()
     if rank:
         plain[0].weight.data.zero_()  # rank 0's weights are everybody's
     module = parallel(plain, group.device)
     sampler = EpochSampler(len(DATA), seed=2)
     shard = list(sampler)
-    result = {"rank": group.rank, "shard": shard, "weights": step(module, plain, shard)}
+    result = {"rank": group.rank, "shard": shard, "weights": step(module, plain, shard), "draws": draws}
     torch.save({**result, "wrapped": isinstance(module, DistributedDataParallel)}, Path(folder) / f"{rank}.pt")
     assert idist.get_world_size() == RANKS  # now Ignite has a model of the group, which must go with it
     assert (idist.get_local_rank(), idist.get_nproc_per_node()) == (rank, RANKS)  # SLURM says 0 for both
@@ -91,6 +93,9 @@ def test_two_processes_share_the_data_and_step_alike(tmp_path):
     assert all(f["wrapped"] for f in found)
     assert found[0]["shard"] != found[1]["shard"]
     assert set(found[0]["shard"] + found[1]["shard"]) == set(range(len(DATA)))
+    torch.manual_seed(11)
+    assert torch.equal(found[0]["draws"], torch.rand(3))
+    assert not torch.equal(found[0]["draws"], found[1]["draws"])
     plain = network()
     expected = step(plain, plain, found[0]["shard"] + found[1]["shard"])
     for name, weight in expected.items():
@@ -124,6 +129,9 @@ def test_each_process_takes_the_gpu_of_its_local_rank(monkeypatch):
     assert started == [("nccl", timedelta(minutes=30))]
     with pytest.raises(ValueError, match="timeout_minutes: expected a positive number, got 0"):
         ProcessGroup(timeout_minutes=0)
+    for named in ("cuda", "cuda:0"):
+        with pytest.raises(ValueError, match=f"device: '{named}' names one GPU for all processes; leave it null"):
+            ProcessGroup(device=named)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="'cuda:1' was asked for"):
         ProcessGroup()

@@ -47,14 +47,12 @@ def group(monkeypatch, shown):
 
     def make(*processes: int, host: str | None = None) -> Peers:
         ids = [os.getpid(), *processes]
-        monkeypatch.setattr(peers.dist, "get_rank", lambda: 0)
-        monkeypatch.setattr(peers.dist, "get_world_size", lambda: len(ids))
 
-        def gather(found, own):
+        def gather(own):
             assert own == (socket.gethostname(), os.getpid())
-            found[:] = [own, *((host or own[0], number) for number in ids[1:])]
+            return [own, *((host or own[0], number) for number in ids[1:])]
 
-        monkeypatch.setattr(peers.dist, "all_gather_object", gather)
+        monkeypatch.setattr(peers, "of_each", gather)
         made.append(Peers())
         made[-1].watch()
         return made[-1]

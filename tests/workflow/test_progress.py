@@ -20,7 +20,9 @@ SIZES = {"items": st.integers(1, 60), "batch": st.integers(1, 5), "world_size": 
 
 def standing(items: int, batch: int, world_size: int, accumulation: int = 1) -> tuple[Progress, list[EpochSampler]]:
     """Progress of the first process of some, and the samplers of all."""
-    samplers = [EpochSampler(items, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    samplers = [
+        EpochSampler(items, seed=3, batch_size=batch, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     engine = Engine(lambda *_: None)
     engine.state.dataloader = SimpleNamespace(batch_size=batch)
     engine.state.epoch_length = -(-len(samplers[0]) // batch)
@@ -59,8 +61,8 @@ def test_nothing_of_an_epoch_is_left_out_when_processes_and_batches_change(old, 
         sampler.set_epoch(epochs, skip)
     rest = [number for sampler in samplers for number in sampler]
     assert {number % items for number in consumed | set(rest)} == set(range(items))
-    assert len({len(list(sampler)) for sampler in samplers}) == 1  # no process waits for another
-    assert -(-len(list(samplers[0])) // new[0]) == state.epoch_length - after.batches_of_epoch
+    steps = {-(-len(list(sampler)) // new[0]) for sampler in samplers}
+    assert steps == {state.epoch_length - after.batches_of_epoch}  # no process waits for another
     if new == (*old, 1):
         assert not consumed & set(rest) or items % old[1]  # but for what fills up the shares
         assert state.iteration == epochs * length + done
@@ -90,6 +92,13 @@ def test_what_has_no_sampler_has_a_position_too():
     engine.state.iteration = 0
     progress.load_state_dict(saved)
     assert (engine.state.epoch, engine.state.iteration) == (1, 6)
+
+
+def test_a_position_needs_the_loaders_batch_size():
+    engine = Engine(lambda *_: None)
+    engine.state.dataloader = [1, 2]
+    with pytest.raises(ValueError, match="expected one with a batch_size, found None"):
+        _ = Progress(engine, EpochSampler(2)).samples_per_step
 
 
 def test_the_gradient_scaler_is_state_where_there_is_one():
