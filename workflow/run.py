@@ -230,7 +230,7 @@ class RunFolder:
             failed: (path, reason) of each series that was left out.
 
         Raises:
-            SystemExit: with status 1 if any failed, so that a script or scheduler notices.
+            SystemExit: with status 1 if any failed, in the main process, so that a script or scheduler notices.
         """
         if failed and main_process:  # before the manifest: a run that says it is completed has all its files
             named = failed
@@ -244,7 +244,7 @@ class RunFolder:
             self._end(result, status="FINISHED")
             logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
         self._until_finish.close()  # the next run of this process has a log of its own
-        if failed:
+        if failed and main_process:  # when another ends so, torchrun ends this one, in the middle of its files
             raise SystemExit(1)
 
     def _log_to_file(self) -> None:

@@ -118,8 +118,8 @@ def test_other_processes_neither_write_nor_refuse_what_the_main_one_made(tmp_pat
     assert not (tmp_path / "a").exists()
     RunFolder(tmp_path, "a").start()
     other.start(main_process=False)  # comes late: the folder is there already
-    with pytest.raises(SystemExit):
-        other.finish([("s", "why")], main_process=False)
+    # the status is the main one's, whom torchrun would end in the middle of its files
+    other.finish([("s", "why")], main_process=False)
     assert not (tmp_path / "a" / "failed.csv").exists()
 
 

@@ -14,7 +14,7 @@ output=${OUTPUT_ROOT:-/workspace/output}
 name=${RUN_NAME:-several_nodes}
 read -r first_node < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 resume=()
-if [[ -d $output/$name/checkpoints ]]; then
+if [[ -e "$output/$name/run.json" ]]; then
     resume=(--resume latest)
 fi
 
