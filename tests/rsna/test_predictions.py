@@ -322,10 +322,10 @@ def test_patient_score_that_is_not_defined():
 
 
 def _one_process(rank: int, output_dir: str) -> None:
-    """Nine series over two processes: a padding sampler repeats one."""
+    """Nine series over two processes; then one of them in both, which is an error as in one process."""
     items = _items()
-    shard = [items[(2 * k + rank) % len(items)] for k in range(5)]
-    _evaluator(shard, [PredictionWriter(output_dir, LABELS_FILE, n_resamples=10)], batch_size=2).run()
+    _evaluator(items[rank::2], [PredictionWriter(output_dir, LABELS_FILE, n_resamples=10)], batch_size=2).run()
+    _fails([PredictionWriter(output_dir, LABELS_FILE)], items[:1], "1 series were predicted more than once")
 
 
 def test_two_processes_equal_one(tmp_path):

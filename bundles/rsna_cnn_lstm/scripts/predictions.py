@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ignite import distributed as idist
 from ignite.engine import Engine, Events
+from workflow.gather import ranks
 from workflow.privacy import pseudonym
 from workflow.run import write_atomically
 
@@ -125,8 +125,8 @@ class PredictionWriter:
         self.metrics = self.series = None
 
     def _finish(self, _engine: Engine) -> None:
-        if self.save_rank >= idist.get_world_size():
-            raise ValueError(f"save_rank {self.save_rank} does not exist among {idist.get_world_size()} processes")
+        if self.save_rank >= ranks()[1]:
+            raise ValueError(f"save_rank {self.save_rank} does not exist among {ranks()[1]} processes")
         if self.failed and not self.predictions.found_any():
             self.logger.error("none of the series could be read: no predictions are written")
             return
@@ -137,7 +137,7 @@ class PredictionWriter:
             order = np.lexsort([series[key].map(pseudonym).to_numpy(str) for key in ("series_id", "patient_id")])
             series, labels = series.iloc[order].reset_index(drop=True), labels[order]
         self.series = series
-        if idist.get_rank() != self.save_rank:
+        if ranks()[0] != self.save_rank:
             return
         series = with_series_table(series, self.datalist)
         if self.anonymise:

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from workflow.dataset import SlabDataset
+from workflow.gather import ranks
 from workflow.privacy import redact
 from workflow.run import write_atomically
 
@@ -145,7 +145,7 @@ class ReportWriter:
 
     def __call__(self, _engine: Engine) -> None:
         """Writes the report, or lists it as failed."""
-        if idist.get_rank() != self.save_rank:
+        if ranks()[0] != self.save_rank:
             return
         if not (self.output_dir / "metrics.json").is_file():
             logger.warning("no report: none of the evaluated patients has a label")

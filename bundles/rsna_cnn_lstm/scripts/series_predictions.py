@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from monai.data import decollate_batch
 from monai.utils import convert_to_tensor
-from workflow.gather import in_rank_order, ranks
+from workflow.gather import in_rank_order
 
 from .datalist import datalist_solution
 from .labels import MISSING, LabelTable, first_few
@@ -83,14 +83,14 @@ class SeriesPredictions:
             Frame of ``patient_id``, ``series_id`` and the P probabilities, and the labels [N, G] int64.
 
         Raises:
-            ValueError: nothing was predicted, or a series occurs twice (a distributed sampler's padding is dropped).
+            ValueError: nothing was predicted, or a series occurs twice.
         """
         keys = in_rank_order(self._keys)
         if not keys:
             raise ValueError("no series was predicted: the data list is empty")
         rows = torch.stack(in_rank_order(self._rows))
         positions = {key: position for position, key in enumerate(keys)}
-        if len(positions) < len(keys) and ranks()[1] == 1:
+        if len(positions) < len(keys):
             twice = len(keys) - len(positions)
             raise ValueError(
                 f"{twice} series were predicted more than once; the data list repeats patient_id, series_id"
