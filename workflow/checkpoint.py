@@ -9,15 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
-import struct
-import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
@@ -25,9 +21,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .before_step import StateBeforeStep
+from .checkpoint_files import checksum, is_rescued, is_whole, newest_checkpoint, numbered, save_tensors
 from .errors import NonFiniteError
-from .progress import Progress, RandomState, ScalerState, load_optimizer, load_scheduler, rescale_averages
-from .run import whole_file
+from .gather import barrier, is_first, of_each, of_first, ranks
+from .progress import Progress, RandomState, ScalerState, load_optimizer, load_scheduler, rescale_averages, reseed
 from .sampler import EpochSampler
 from .weights import WeightsError, load_tensors
 
@@ -35,56 +32,7 @@ __all__ = ["Checkpoints", "WeightsSaver", "is_whole", "newest_checkpoint", "numb
 
 logger = logging.getLogger(__name__)
 
-
-def save_tensors(path: Path, content: Any) -> None:
-    """``torch.save`` of a whole file; what a killed run left half-written beside it is removed.
-
-    Raises:
-        OSError: naming the file, where the disk is full or fails.
-    """
-    for leftover in path.parent.glob("*.pt.*.tmp"):
-        leftover.unlink()
-    with whole_file(path) as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch's writer hides what the system said
-            cause = error.__context__
-            if isinstance(cause, OSError):
-                raise cause from None
-            raise OSError(f"{path} could not be written: {error}") from error
-    # the name too has to be on the disk before an older file is removed
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a file that `save_tensors` wrote still is what it was, by the checksums in it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, ValueError, EOFError, OSError):
-        return False
-
-
-def numbered(folder: str | os.PathLike[str]) -> list[tuple[int, Path]]:
-    """(iteration, path) of the checkpoints in a folder, the newest first."""
-    found = [(re.fullmatch(r"checkpoint_(\d+)\.pt", path.name), path) for path in Path(folder).glob("checkpoint_*.pt")]
-    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
-
-
-def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """The checkpoint of the highest iteration.
-
-    Raises:
-        FileNotFoundError: if the folder holds none.
-    """
-    found = numbered(folder)
-    if not found:
-        raise FileNotFoundError(f"resume: no checkpoint in {folder}")
-    return found[0][1]
+Found = TypeVar("Found")
 
 
 class Checkpoints:
@@ -150,45 +98,63 @@ class Checkpoints:
             self._save(engine)
 
     def _save(self, engine: Engine) -> None:
-        if engine.state.iteration != self.saved and idist.get_rank() == 0:
+        if engine.state.iteration != self.saved and is_first():
             self._write(self._content())
 
-    def _write(self, content: Mapping[str, Any]) -> Path:
+    def _write(self, content: Mapping[str, Any]) -> None:
         iteration = content["progress"]["iteration"]
         path = self.folder / f"checkpoint_{iteration}.pt"
         save_tensors(path, content)
         self.saved = iteration
-        for _, old in numbered(self.folder)[self.keep :]:
-            old.unlink()
-        return path
+        found = numbered(self.folder)
+        kept = [number for number, old in found if not is_rescued(old)][: self.keep]
+        for number, old in found:
+            if number < kept[-1]:
+                old.unlink()
 
     def _remember(self, engine: Engine) -> None:
-        if idist.get_rank() == 0 and self.progress.is_between_steps():
+        if is_first() and self.progress.is_between_steps():
             self.before.remember()
 
     def _rescue(self, engine: Engine, error: BaseException) -> None:
         if isinstance(error, NonFiniteError) and not error.rescued:
             message = str(error)
             content = self.before.content()
-            if idist.get_rank() == 0 and content is not None:
-                path = self._write(content)
-                message += f". The state before that step is in {path}: --resume latest goes on from it, with a "
-                message += "smaller learning_rate or without those series"
-            idist.barrier()  # the first process to end would end the others
+            if is_first() and content is not None:
+                message += self._rescued(content)
+            barrier()  # the first process to end would end the others
             rescued = NonFiniteError(message)
             rescued.rescued = True
             raise rescued from error
         raise error
 
-    def _find(self) -> tuple[Path, Any] | None:
+    def _rescued(self, content: Mapping[str, Any]) -> str:
+        """Save the state before a bad step, unless it is bad itself; what to say of it. No other file is removed."""
+        for part in (name for name, thing in self.everything.items() if isinstance(thing, nn.Module)):
+            bad = [name for name, tensor in content[part].items() if not torch.isfinite(tensor).all()]
+            if bad:
+                return f". The state before that step is not finite already ({part}: {bad[0]}): it is not saved"
+        iteration = content["progress"]["iteration"]
+        path = self.folder / f"checkpoint_{iteration}.pt"
+        if iteration != self.saved:
+            path = path.with_suffix(".rescued.pt")
+            save_tensors(path, content)
+        advice = "--resume latest goes on from it, with a smaller learning_rate or without those series"
+        return f". The state before that step is in {path}: {advice}"
+
+    def _find(self) -> Path | None:
         if self.resume is None:
             return None
         if self.resume != "latest":
-            return Path(self.resume), load_tensors(self.resume)
+            path = Path(self.resume)
+            load_tensors(path)  # says what else it is
+            if not is_whole(path):
+                raise WeightsError(f"resume: {path} is damaged: its checksums are not those of its content")
+            return path
         found = [path for _, path in numbered(self.folder)]
         for path in found:
             if is_whole(path):
-                return path, load_tensors(path)
+                return path
             logger.warning("resume: %s is damaged, the disk may be too: trying the checkpoint before it", path)
         if found:
             raise WeightsError(f"resume: none of the {len(found)} checkpoints in {self.folder} is whole")
@@ -196,10 +162,43 @@ class Checkpoints:
         return None
 
     def _restore(self, engine: Engine) -> None:
-        found = self._find()
-        if found is None:
+        """The first process chooses the file; all go on from it, and end together where one cannot."""
+        path, problem = None, ""
+        if is_first():
+            path, problem = _attempt(self._find)
+        path, problem = of_first((path, problem))
+        if problem:
+            raise WeightsError(problem)
+        if path is not None:
+            _, problem = _attempt(lambda: self._read(engine, path))
+        self._compare(engine.state.iteration, problem)
+        if path is None:
             return
-        path, content = found
+        state = engine.state
+        logger.info("resumed from %s: epoch %d, iteration %d", path, state.epoch, state.iteration)
+        if state.epoch >= state.max_epochs:
+            logger.info("nothing left to do: %d of %d epochs are done", state.epoch, state.max_epochs)
+        if is_first():
+            self._begin_branch(path, state.iteration)
+        else:  # the generators that the checkpoint holds are the first's
+            reseed(torch.initial_seed(), ranks()[0], state.iteration)
+
+    def _compare(self, iteration: int, problem: str) -> None:
+        """Weights from a file, too, each process loads for itself, after DistributedDataParallel has shared its own."""
+        modules = [thing for thing in self.objects.values() if isinstance(thing, nn.Module)]
+        found = of_each((problem, iteration, checksum(modules) if ranks()[1] > 1 else 0))
+        problems = sorted({other for other, *_ in found if other})
+        if problems:
+            raise WeightsError("; ".join(problems))
+        if len(set(found)) > 1:
+            told = "; ".join(f"rank {i}: iteration {at}, checksum {crc:08x}" for i, (_, at, crc) in enumerate(found))
+            raise WeightsError(
+                f"the processes start from different weights ({told}): expected the same files under checkpoints/ and "
+                "pretrained_path wherever a process runs"
+            )
+
+    def _read(self, engine: Engine, path: Path) -> None:
+        content = load_tensors(path)
         absent = sorted(set(self.everything) - set(content if isinstance(content, dict) else ()))
         if absent:
             raise WeightsError(f"{path}: is no full checkpoint of this kind of run, it lacks {absent}")
@@ -207,13 +206,6 @@ class Checkpoints:
             self._load(engine, content)
         except (RuntimeError, ValueError, KeyError) as error:
             raise WeightsError(f"{path}: does not fit this run: {error}") from error
-        state = engine.state
-        logger.info("resumed from %s: epoch %d, iteration %d", path, state.epoch, state.iteration)
-        if state.epoch >= state.max_epochs:
-            logger.info("nothing left to do: %d of %d epochs are done", state.epoch, state.max_epochs)
-        idist.barrier()  # all processes have read it
-        if idist.get_rank() == 0:
-            self._begin_branch(path, state.iteration)
 
     def _load(self, engine: Engine, content: Mapping[str, Any]) -> None:
         self.progress.load_state_dict(content["progress"])
@@ -233,13 +225,24 @@ class Checkpoints:
         """From here on ``latest`` means this branch: later checkpoints of another one are set aside."""
         own = self.folder / f"checkpoint_{iteration}.pt"
         self.saved = iteration
-        if own.absolute() != path.absolute():  # from elsewhere, or of another length of the epoch
+        if path.absolute() not in (own.absolute(), own.with_suffix(".rescued.pt").absolute()):
+            # from elsewhere, or of another length of the epoch
             save_tensors(own, self._content())
         for number, other in numbered(self.folder):
             if number > iteration:
                 aside = other.with_name(f"{other.name}.old")
                 os.replace(other, aside)
                 logger.warning("resume: %s is later than where the run goes on: renamed to %s", other, aside.name)
+
+
+def _attempt(function: Callable[[], Found]) -> tuple[Found | None, str]:
+    """What it gives, or what is wrong with the file: the other processes have to hear of it."""
+    try:
+        return function(), ""
+    except WeightsError as error:
+        if ranks()[1] == 1:
+            raise
+        return None, str(error)
 
 
 class WeightsSaver:
@@ -279,7 +282,7 @@ class WeightsSaver:
                 return
             self.best = value
             logger.info("best %s so far: %.4f", self.metric, self.sign * value)
-        if idist.get_rank() == 0:
+        if is_first():
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
             save_tensors(self.path, state)
             self.crc32 = self._checksum()
@@ -294,5 +297,6 @@ class WeightsSaver:
         self.best, self.crc32 = state["best"], state["crc32"]
         if self.metric is not None and self._checksum() != self.crc32:
             # a later validation's, which comes again, or an abandoned branch's: the best of this one replaces it
-            logger.info("%s is not the file of this checkpoint: the next validation writes it", self.path)
+            level = logging.INFO if self.path.is_file() else logging.WARNING
+            logger.log(level, "%s is not the file of this checkpoint: the next validation writes it", self.path)
             self.best = -math.inf

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DatalistError", "root_cause"]
+__all__ = ["DatalistError", "NonFiniteError", "root_cause"]
 
 
 class DatalistError(ValueError):

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping as IgniteEarlyStopping
 from monai.engines import IterationEvents
@@ -21,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .errors import NonFiniteError
-from .gather import ranks, sum_over_ranks
+from .gather import of_each, ranks, sum_over_ranks
 
 __all__ = [
     "EarlyStopping",
@@ -56,7 +55,9 @@ class GradientClipping:
 
     def _clip(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if torch.isfinite(norm):  # else the factor is 0 or NaN, and the check of the gradients would see what it made
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_norm, norm)
 
 
 class StopAtNonFiniteLoss:
@@ -68,7 +69,8 @@ class StopAtNonFiniteLoss:
             mixed precision's gradient scaler such a step is skipped and the scale lowered instead, as it is meant to.
 
     Raises:
-        NonFiniteError: naming the iteration and the batch's series.
+        NonFiniteError: naming the iteration and the batch's series; of several processes all series of the step, as
+            BN over all batches spreads a NaN, first those whose own input is not finite.
     """
 
     def __init__(self, optimizer: Optimizer | None = None) -> None:
@@ -81,11 +83,9 @@ class StopAtNonFiniteLoss:
 
     def __call__(self, engine: Engine) -> None:
         loss = engine.state.output[CommonKeys.LOSS].detach()
-        bad = (~torch.isfinite(loss)).any().float()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(bad, dist.ReduceOp.MAX)
-        if bad:
-            self._stop(engine, f"the loss is {loss.item()}" if not torch.isfinite(loss) else "another process's loss")
+        if sum_over_ranks((~torch.isfinite(loss)).any().float()):
+            bad = [value for value in of_each(loss.item()) if not math.isfinite(value)]
+            self._stop(engine, f"the loss is {bad[0]}")
 
     def _check_gradients(self, engine: Engine) -> None:
         groups = self.optimizer.param_groups
@@ -96,10 +96,18 @@ class StopAtNonFiniteLoss:
 
     @staticmethod
     def _stop(engine: Engine, what: str) -> NoReturn:
-        batch = engine.state.batch
-        series = batch.get("series_id", "unknown") if isinstance(batch, dict) else "unknown"
+        batch = engine.state.batch if isinstance(engine.state.batch, dict) else {}
+        series = batch.get("series_id", "unknown")
         where = f"at iteration {engine.state.iteration} (epoch {engine.state.epoch})"
-        raise NonFiniteError(f"{what} {where}, series {series}")
+        if ranks()[1] == 1:
+            raise NonFiniteError(f"{what} {where}, series {series}")
+        tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        shares = of_each((finite, [series] if isinstance(series, str) else list(series)))
+        first = [name for finite, names in shares if not finite for name in names]
+        others = [name for finite, names in shares if finite for name in names]
+        told = f"; their input is not finite: {first}" if first else ""
+        raise NonFiniteError(f"{what} {where}, one of the series of this step: {first + others}{told}")
 
 
 class Validation(ValidationHandler):
@@ -199,10 +207,13 @@ class LossMeans:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self.sums), "count": self.count}
+        return {"sums": dict(self.sums), "count": self.count, "world_size": ranks()[1]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.sums, self.count = dict(state["sums"]), state["count"]
+        if self.count and (ranks()[1] > 1 or state.get("world_size") != 1):  # the sums are the first process's own
+            self.sums, self.count = {}, 0
+            logger.info("the mean losses of an epoch that is gone on with are those since the resume")
 
     def _reset(self, engine: Engine) -> None:
         length = engine.state.epoch_length

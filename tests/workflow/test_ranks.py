@@ -27,12 +27,7 @@ from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from bundles.rsna_cnn_lstm.scripts.loss import InjuryLoss
 from bundles.rsna_cnn_lstm.scripts.patient_score import PatientScore
 from bundles.rsna_cnn_lstm.scripts.slice_loss import InjurySliceLoss
-from bundles.voco2d_pretrain.scripts.health import (
-    EmbeddingSpread,
-    PositionAccuracy,
-    SliceHeight,
-    embeddings_and_labels,
-)
+from bundles.voco2d_pretrain.scripts.health import EmbeddingSpread, PositionAccuracy, SliceHeight, embeddings_and_labels
 from bundles.voco2d_pretrain.scripts.loss import VoCoLoss
 from bundles.voco2d_pretrain.scripts.partner import partner_rule
 from tests.workflow.ranks import in_processes

@@ -193,17 +193,53 @@ def test_a_bad_loss_leaves_the_state_before_its_step(steps, tmp_path, accumulati
     bad, step = expected["seen"][ITEMS + 3 * BATCH], LENGTH + {1: 3, 2: 2}[accumulation]
     with pytest.raises(NonFiniteError) as caught:
         run(tmp_path / "bad", 2, total=2, accumulation=accumulation, poison=bad)
-    path = tmp_path / "bad" / f"checkpoint_{step}.pt"
+    path = tmp_path / "bad" / f"checkpoint_{step}.rescued.pt"
+    assert names(path.parent) == ["checkpoint_4.pt", path.name]
     assert str(caught.value).startswith(f"the loss is nan at iteration 8 (epoch 2), series ['series_{bad}']. The state")
     assert f"that step is in {path}: --resume latest goes on from it" in str(caught.value)
-    found, good = (torch.load(f, weights_only=True) for f in (path, tmp_path / "good" / path.name))
+    found, good = (torch.load(f, weights_only=True) for f in (path, tmp_path / "good" / f"checkpoint_{step}.pt"))
     assert_same(found, good)
     again, _ = run(tmp_path / "bad", 2, "latest", total=2, accumulation=accumulation)
     assert_same(again["network"], expected["network"])
+    assert "checkpoint_4.pt" in names(path.parent)
+
+
+def test_a_rescue_removes_no_good_checkpoint(steps, tmp_path):
+    bad = steps[0]["seen"][2 * ITEMS]
+    with pytest.raises(NonFiniteError, match=r"checkpoint_8.pt: --resume latest"):  # it is there already
+        run(tmp_path, EPOCHS, poison=bad, keep=2)
+    assert names(tmp_path) == ["checkpoint_4.pt", "checkpoint_8.pt"]
+    run(tmp_path, 3, "latest", keep=2)
+    with pytest.raises(NonFiniteError, match=r"checkpoint_13.rescued.pt: --resume latest"):
+        run(tmp_path, EPOCHS, "latest", poison=steps[0]["seen"][3 * ITEMS + BATCH], keep=2)
+    assert names(tmp_path) == ["checkpoint_12.pt", "checkpoint_13.rescued.pt", "checkpoint_8.pt"]
+
+
+def test_weights_that_are_bad_already_are_not_rescued(tmp_path):
+    def step(engine: Engine, batch: int) -> None:
+        network.weight.data.fill_(math.nan)
+        raise NonFiniteError("the loss is nan")
+
+    network = torch.nn.Linear(1, 1)
+    engine = Engine(step)
+    Checkpoints(str(tmp_path), {"network": network}).attach(engine)
+    with pytest.raises(NonFiniteError, match=r"is not finite already \(network: weight\): it is not saved"):
+        engine.run([0])
+    assert names(tmp_path) == []
+
+
+def test_a_file_that_is_named_is_checked_whole_too(steps, tmp_path):
+    path = tmp_path / "checkpoint_9.pt"
+    flipped = bytearray((steps[1] / path.name).read_bytes())
+    weight = torch.load(steps[1] / path.name, weights_only=True)["network"]["student.projector.0.weight"]
+    flipped[flipped.index(weight.numpy().tobytes())] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(WeightsError, match=r"checkpoint_9.pt is damaged: its checksums"):
+        run(tmp_path, EPOCHS, str(path))
 
 
 def test_the_first_step_too_leaves_a_state(steps, tmp_path):
-    with pytest.raises(NonFiniteError, match=r"at iteration 1 .*checkpoint_0.pt: --resume latest"):
+    with pytest.raises(NonFiniteError, match=r"at iteration 1 .*checkpoint_0.rescued.pt: --resume latest"):
         run(tmp_path, EPOCHS, poison=steps[0]["seen"][0])
     assert_same(run(tmp_path, EPOCHS, "latest", seed=3)[0]["network"], steps[0]["network"])
 
@@ -263,7 +299,7 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["", "gone", "another"])
-def test_weights_that_are_not_the_checkpoints_are_written_again(tmp_path, fault):
+def test_weights_that_are_not_the_checkpoints_are_written_again(tmp_path, fault, caplog):
     """By a later validation or an abandoned branch: else no value of this one might be better and theirs would stay."""
     module = torch.nn.Linear(1, 1)
     engine = Engine(lambda *_: None)
@@ -278,3 +314,5 @@ def test_weights_that_are_not_the_checkpoints_are_written_again(tmp_path, fault)
     saver = WeightsSaver(str(tmp_path / "model.pt"), module, metric="score")
     saver.load_state_dict(state)
     assert saver.best == (-math.inf if fault else 2.0)
+    warned = [record.levelno for record in caplog.records if "the next validation writes it" in record.message]
+    assert (logging.WARNING in warned) == (fault == "gone")

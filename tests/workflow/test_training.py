@@ -250,11 +250,24 @@ def test_a_gradient_that_is_no_number_stops_before_the_step():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_clipping_does_not_hide_gradients_whose_norm_is_infinite():
+    """A factor of 0 would make a step of them that moves nothing."""
+    model = nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = Engine(lambda *_: None)
+    GradientClipping(optimizer, 1.0).attach(engine)
+    optimizer.register_step_pre_hook(lambda *_: StopAtNonFiniteLoss(optimizer)._check_gradients(engine))
+    model.weight.grad = torch.full((1, 2), 3e38)
+    with pytest.raises(NonFiniteError, match="the norm of the gradient is inf"):
+        optimizer.step()
+
+
 def join(rank: int, path: str, results: Any) -> None:
     """One of two processes; the second's loss is bad."""
     dist.init_process_group("gloo", f"file://{path}", rank=rank, world_size=2)
     engine = Engine(lambda *_: None)
     engine.state.output = {"loss": torch.tensor(math.nan if rank else 1.0)}
+    engine.state.batch = {"image": torch.ones(1), "series_id": [f"s{rank}"]}
     try:
         StopAtNonFiniteLoss()(engine)
     except NonFiniteError as error:
@@ -272,7 +285,9 @@ def test_a_bad_loss_in_one_process_stops_all(tmp_path):
     for process in processes:
         process.join(timeout=240)
     found = dict(results.get() for _ in processes)
-    assert found[0].startswith("another process's loss")
+    assert found[0].startswith("the loss is nan")
+    assert found[0] == found[1]
+    assert "one of the series of this step: ['s0', 's1']" in found[0]
     assert found[1].startswith("the loss is nan")
 
 
