@@ -54,7 +54,7 @@ def untrackable(config: Mapping[str, Any], asked: bool) -> str | None:
     if isinstance(uri, str) and re.search(r"://[^/\s]*@", uri):
         return ("tracking_uri: found a user name or password, which config.json would keep; expected an address "
                 "without it, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment")  # fmt: skip
-    runs = json.dumps(config.get("run", []), default=str)
+    runs = json.dumps(config.get("run", []), default=str).replace("::", "#")  # which MONAI writes once it has read it
     engines = [f"@{ids['id']}.run(" for ids in DEFAULT_HANDLERS_ID.values()]
     if (asked or is_tracked(config)) and not any(engine in runs for engine in engines):
         return "--tracking: this config runs no training, evaluation or inference of its own; leave it out here"
