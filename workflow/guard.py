@@ -39,6 +39,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .errors import root_cause
 from .privacy import redact
+from .tracking import untrackable
 from .vocabulary import findings
 
 __all__ = ["CheckedWorkflow", "RefusedValue", "UnknownOverride", "check_overrides", "given_overrides",
@@ -156,9 +157,11 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         UnknownOverride: naming each unknown id and its near misses; also written to standard error as the last line.
-        RefusedValue: for a value of the command line outside `workflow.vocabulary`, or that would not arrive.
+        RefusedValue: for a value of the command line outside `workflow.vocabulary`, or that would not arrive, and for
+            tracking that is not possible.
     """
     config = running_config() or {}
+    tracked = False
     described = set(config.get("_desc_", {}))
     unknown = []
     if described:
@@ -177,8 +180,12 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
         overrides = [_normalise(name) for name in given]
         unknown += [name for name in overrides if name not in known and name not in unknown and "#" in name]
         _refuse_lost_values(given)
+        tracked = bool(pairs.get("tracking"))
     if unknown:
         _stop(UnknownOverride(unknown, known))
+    reason = untrackable(config, tracked)
+    if reason is not None:
+        _stop(RefusedValue(reason))
 
 
 class CheckedWorkflow(ConfigWorkflow):

@@ -3,31 +3,36 @@
 """What ``run.json`` says of a run.
 
 The fields are fixed by ``tests/workflow/test_manifest.py``. A resumed run keeps what its parts said under ``earlier``.
+No DICOM UID is in it, as in the logs; ``config.json`` keeps what was given, since runs are resumed and compared by it.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from monai.utils import optional_import
 
+from .errors import root_cause
 from .guard import given_overrides
 from .privacy import redact
 
-__all__ = ["described", "environment", "git_revision", "history", "local_time", "parameters", "peak_memory",
-           "plain_numbers", "sha256_of"]  # fmt: skip
+__all__ = ["Manifest", "described", "environment", "git_revision", "history", "notice_failure", "parameters",
+           "peak_memory", "plain_numbers", "sha256_of"]  # fmt: skip
 
+resource, HAS_RESOURCE = optional_import("resource")  # not on Windows
 PACKAGES = ("monai", "torch", "numpy", "timm", "pytorch-ignite", "pydicom", "highdicom", "nibabel", "scikit-learn")
 
 
@@ -70,10 +75,13 @@ def environment() -> dict[str, Any]:
 
 def peak_memory() -> dict[str, float | None]:
     """Largest MB in use so far: of this process, of the largest of its ended children (workers), on the GPU."""
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, else kilobytes
-    sizes = [resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    sizes: list[float | None] = [None, None]
+    if HAS_RESOURCE:
+        unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, else kilobytes
+        processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        sizes = [round(resource.getrusage(who).ru_maxrss / unit, 1) for who in processes]
     cuda = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
-    return {"process_mb": round(sizes[0], 1), "largest_child_mb": round(sizes[1], 1), "cuda_mb": cuda}
+    return {"process_mb": sizes[0], "largest_child_mb": sizes[1], "cuda_mb": cuda}
 
 
 def sha256_of(path: Path) -> dict[str, str] | None:
@@ -104,8 +112,68 @@ def described(cause: str) -> dict[str, str]:
     return {"class": name, "message": redact(message)}
 
 
-def local_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
+class Manifest:
+    """The text of ``run.json`` while a run lasts. UIDs are never in it, wherever they come from.
+
+    Args:
+        folder: of the run; its config of an earlier part is renamed.
+        started: seconds since the epoch. resume: what the run resumes from.
+    """
+
+    def __init__(self, folder: Path, started: float, resume: str | None) -> None:
+        self._folder, self._started = folder, started
+        self._fixed = {**environment(), "resume": resume, "config": "config.json"}
+        self._earlier = history(folder)
+
+    def text(
+        self, result: str, error: Mapping[str, str] | None, data: Mapping[str, Any], metrics: Mapping[str, Any]
+    ) -> str:
+        content = {
+            "result": result,
+            "error": error,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self._started)),
+            "duration_s": round(time.time() - self._started, 1),
+            **self._fixed,
+            "data": data,
+            "peak_memory": peak_memory(),
+            "metrics": metrics,
+            "weights": None if result == "started" else sha256_of(self._folder / "model.pt"),
+            "earlier": self._earlier,
+        }
+        return redact(json.dumps(content, indent=4, default=str)) + "\n"  # str: Fire reads "{'a','b'}" as a set
+
+
+def notice_failure(folder: Path, fail: Callable[[str, dict[str, str]], None]) -> Callable[[], None]:
+    """Have `fail` told the result and the error of a run that does not reach its end, before a traceback is printed:
+    MONAI runs `finalize` only after a run that went well.
+
+    Args:
+        folder: of the run; who removes it wants to hear no more of it.
+
+    Returns:
+        What ends the watch.
+    """
+    process, previous = os.getpid(), sys.excepthook
+
+    def note(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        try:
+            if os.getpid() == process:
+                interrupted = isinstance(error, KeyboardInterrupt)
+                fail("interrupted" if interrupted else "failed", described(root_cause(error)))
+        finally:
+            previous(kind, error, traceback)
+
+    def note_exit() -> None:  # an exit that is no error, or an error that a Python caller kept to itself
+        if os.getpid() == process and folder.is_dir():
+            fail("failed", {"class": "SystemExit", "message": "the process ended before the run did"})
+
+    def forget() -> None:
+        atexit.unregister(note_exit)
+        sys.excepthook = previous if sys.excepthook is note else sys.excepthook
+
+    sys.excepthook = note
+    atexit.register(note_exit)
+    return forget
 
 
 def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float | None]:

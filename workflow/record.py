@@ -20,8 +20,8 @@ __all__ = ["RunRecord", "data_fingerprint"]
 
 
 def data_fingerprint(dataset: SlabDataset) -> dict[str, Any]:
-    """Number of series, and one hash over their sorted ids and contents: equal for two runs on the same data wherever
-    it lies, and no id or path can be read from it.
+    """Number of series, and one hash over their sorted ids and contents: equal for two runs on the same data prepared
+    alike, wherever they lie, and no id or path can be read from it.
 
     The contents are the checksums of the prepared volumes (``slabs:``) or, without a cache, the sizes of the files
     (``files:``).

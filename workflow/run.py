@@ -14,28 +14,24 @@ output_root/run_name/
 
 from __future__ import annotations
 
-import atexit
 import errno
 import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import pandas as pd
 import torch
 from monai.utils import set_determinism
 
-from .errors import root_cause
 from .guard import running_config
-from .manifest import described, environment, history, local_time, peak_memory, sha256_of
+from .manifest import Manifest, notice_failure, parameters
 from .privacy import anonymous_path, anonymous_text, redact, redacted_logs
 from .tracking import TrackedRun, is_tracked
 
@@ -58,9 +54,7 @@ def select_device(device: str | None = None) -> torch.device:
     else:
         chosen = torch.device(device)
         if chosen.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"device: {device!r} was asked for, but torch {torch.__version__} finds no CUDA device here"
-            )
+            raise ValueError(f"device: {device!r} was asked for, but torch {torch.__version__} finds no CUDA device")
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{torch.get_num_threads()} threads"
     logger.info("device: %s (%s)", chosen, name)
     return chosen
@@ -110,15 +104,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             raise
         what = f"{path} could not be written: {error.strerror}"
         advice = "what was written before is whole: make room there, then start again (a training by --resume latest)"
-        raise OSError(
-            error.errno, f"{what} ({shutil.disk_usage(path.parent).free / 1e6:.0f} MB free); {advice}"
-        ) from error
-
-
-def _is_of_a_run(entry: Path) -> bool:
-    """Whether it says that a run was started. Savers and TensorBoard's writers make their folders when they are built:
-    who checks a workflow's properties before running it has those already."""
-    return entry.is_file() or (entry.name != "tensorboard" and any(entry.iterdir()))
+        room = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free"
+        raise OSError(error.errno, f"{what} ({room}); {advice}") from error
 
 
 class RunFolder:
@@ -129,7 +116,7 @@ class RunFolder:
         run_name: name of this one; None for the date and time.
         resume: None for a new run, ``latest`` or a checkpoint file to go on with one.
         anonymise: name series in ``failed.csv`` by pseudonyms instead of paths, and keep UIDs out of ``config.json``
-            and ``run.json`` as out of the logs.
+            and the settings, as out of ``run.json`` and the logs.
         tracking_uri: MLflow's store, where the config is run with ``--tracking mlflow``.
         experiment_name: MLflow's experiment.
         deterministic: whether cuDNN is held to algorithms that repeat bit for bit; otherwise it times those that do not
@@ -181,6 +168,11 @@ class RunFolder:
         """The flat weights file that evaluation, inference and the other bundle read."""
         return str(self.path / "model.pt")
 
+    def settings(self) -> dict[str, bool | int | float | str]:
+        """What TensorBoard and MLflow get of the executed config; without UIDs where `anonymise`."""
+        found = parameters(self.config)
+        return {k: redact(v) if self.anonymise and isinstance(v, str) else v for k, v in found.items()}
+
     def start(self, *, seed: int = 0, main_process: bool = True) -> None:
         """Create the folder, write the executed config, log to ``log.txt`` too and seed every random generator.
 
@@ -188,12 +180,11 @@ class RunFolder:
             FileExistsError: if the folder holds a run already and this one does not resume it.
             FileNotFoundError: if there is nothing to resume.
         """
-        occupied = self.path.is_dir() and any(map(_is_of_a_run, self.path.iterdir()))
+        occupied = self.path.is_dir() and any(self.path.iterdir())
         # asked by the main process alone: the others may come when it has made the folder
         if main_process and occupied and self.resume is None:
-            raise FileExistsError(
-                f"{self.path} holds a run already: choose another run_name, or go on with it by --resume latest"
-            )
+            advice = "choose another run_name, or go on with it by --resume latest"
+            raise FileExistsError(f"{self.path} holds a run already: {advice}")
         if main_process and self.resume == "latest" and not occupied:
             raise FileNotFoundError(f"resume: {self.path} holds no run to go on with")
         if not isinstance(seed, int):
@@ -214,13 +205,13 @@ class RunFolder:
         self.config = {key: value for key, value in (running_config() or {}).items() if key != "_meta_"}
         self.path.mkdir(parents=True, exist_ok=True)
         if is_tracked(self.config):
-            self._tracked = TrackedRun(*self._store, self.path.name, self.config, anonymise=self.anonymise)
+            self._tracked = TrackedRun(*self._store, self.path.name, self.config.get("run_name"), self.settings())
         self._log_to_file()
-        self._manifest = {**environment(), "resume": self.resume, "config": "config.json"}
-        self._earlier = history(self.path)
-        self._write("config.json", json.dumps(self.config, indent=4, default=str))
+        self._manifest = Manifest(self.path, self._started, self.resume)
+        config = json.dumps(self.config, indent=4, default=str)
+        write_atomically(self.path / "config.json", (redact(config) if self.anonymise else config) + "\n")
         self._write_manifest(result="started")
-        self._notice_failure()
+        self._until_finish.callback(notice_failure(self.path, self._fail))
         logger.info("run folder: %s", self.path)
 
     def finish(self, failed: Sequence[tuple[str, str]] = (), main_process: bool = True) -> None:
@@ -240,8 +231,7 @@ class RunFolder:
             write_atomically(self.path / "failed.csv", table.to_csv(index=False))
             logger.error("%d series failed, listed in %s", len(failed), self.path / "failed.csv")
         if main_process:
-            result = f"completed, {len(failed)} series failed" if failed else "completed"
-            self._end(result, status="FINISHED")
+            self._end(f"completed, {len(failed)} series failed" if failed else "completed")
             logger.info("finished after %.0f s, results in %s", time.time() - self._started, self.path)
         self._until_finish.close()  # the next run of this process has a log of its own
         if failed and main_process:  # when another ends so, torchrun ends this one, in the middle of its files
@@ -256,55 +246,14 @@ class RunFolder:
         self._until_finish.callback(root.removeHandler, log)
         root.setLevel(min(root.level or logging.INFO, logging.INFO))
 
-    def _notice_failure(self) -> None:
-        """An error that ends the process ends up in the manifest, before its traceback is printed: MONAI runs
-        `finalize` only after a run that went well."""
-        process, previous = os.getpid(), sys.excepthook
-
-        def note(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-            try:
-                if os.getpid() == process:
-                    interrupted = isinstance(error, KeyboardInterrupt)
-                    self._fail("interrupted" if interrupted else "failed", described(root_cause(error)))
-            finally:
-                previous(kind, error, traceback)
-
-        def note_exit() -> None:  # an exit that is no error, or an error that a Python caller kept to itself
-            if os.getpid() == process and self.path.is_dir():
-                self._fail("failed", {"class": "SystemExit", "message": "the process ended before the run did"})
-
-        def forget() -> None:
-            atexit.unregister(note_exit)
-            sys.excepthook = previous if sys.excepthook is note else sys.excepthook
-
-        sys.excepthook = note
-        atexit.register(note_exit)
-        self._until_finish.callback(forget)
-
     def _fail(self, result: str, error: dict[str, str]) -> None:
-        self._end(result, error, status="KILLED" if result == "interrupted" else "FAILED")
+        self._end(result, error)
         self._until_finish.close()
 
-    def _end(self, result: str, error: dict[str, str] | None = None, *, status: str) -> None:
-        """Say how the run ended; in MLflow too, with MLflow's `status`."""
+    def _end(self, result: str, error: dict[str, str] | None = None) -> None:
         self._write_manifest(result, error)
         if self._tracked is not None:
-            self._tracked.close(status, self.path)
+            self._tracked.close(result, self.path)
 
     def _write_manifest(self, result: str, error: dict[str, str] | None = None) -> None:
-        manifest = {
-            "result": result,
-            "error": error,
-            "started": local_time(self._started),
-            "duration_s": round(time.time() - self._started, 1),
-            **self._manifest,
-            "data": self.data,
-            "peak_memory": peak_memory(),
-            "metrics": self.metrics,
-            "weights": None if result == "started" else sha256_of(Path(self.model)),
-            "earlier": self._earlier,
-        }
-        self._write("run.json", json.dumps(manifest, indent=4))
-
-    def _write(self, name: str, text: str) -> None:
-        write_atomically(self.path / name, (redact(text) if self.anonymise else text) + "\n")
+        write_atomically(self.path / "run.json", self._manifest.text(result, error, self.data, self.metrics))

@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from .manifest import parameters, plain_numbers
+from .manifest import plain_numbers
 
 __all__ = ["HyperParameters", "LazyWriter", "LearningRates"]
 
@@ -55,7 +55,7 @@ class HyperParameters:
     Place it after `RunRecord` and the validation.
 
     Args:
-        run_folder: knows the executed config and the figures. writer: where to.
+        run_folder: knows the settings and the figures. writer: where to.
     """
 
     def __init__(self, run_folder: Any, writer: LazyWriter) -> None:
@@ -68,5 +68,5 @@ class HyperParameters:
         figures = {**self.run_folder.metrics, **plain_numbers(engine.state.metrics)}
         final = {f"final/{name}": value for name, value in figures.items() if value is not None}
         # "." keeps it in the run's own folder: TensorBoard shows one run, with its curves
-        self.writer.add_hparams(parameters(self.run_folder.config), final, run_name=".")
+        self.writer.add_hparams(self.run_folder.settings(), final, run_name=".")
         self.writer.flush()

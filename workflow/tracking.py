@@ -4,11 +4,14 @@
 
 MONAI appends its handlers to the config's lists; they write losses and metrics. They find their MLflow run by its name,
 so it is opened here under the run folder's name before they start, with the settings as parameters, and closed with how
-the run ended, its ``config.json``, ``run.json`` and ``model.pt``.
+the run ended, its ``config.json``, ``run.json`` and ``model.pt``. What cannot be tracked is refused by the guard.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,12 @@ from ignite.engine import Engine, Events
 from monai.bundle.utils import DEFAULT_HANDLERS_ID
 from monai.utils import optional_import, path_to_uri
 
-from .manifest import parameters
-from .privacy import redact
-
-__all__ = ["OutputAsList", "TrackedRun", "TrackingError", "is_tracked"]
+__all__ = ["OutputAsList", "TrackedRun", "TrackingError", "is_tracked", "untrackable"]
 
 SQLITE = "sqlite:///"
 MOST = 100  # parameters that MLflow takes at once
 LONGEST = 6000  # characters of a value
+ENDS = {"failed": "FAILED", "interrupted": "KILLED"}  # run.json's result -> MLflow's status
 
 
 class TrackingError(ValueError):
@@ -37,38 +38,58 @@ def is_tracked(config: Mapping[str, Any]) -> bool:
         handlers: Any = config
         for name in ids["handlers"].split("#"):
             handlers = handlers.get(name, {})
-        if any(isinstance(handler, Mapping) and handler.get("_target_") == "MLFlowHandler" for handler in handlers):
+        targets = [str(handler.get("_target_")) for handler in handlers if isinstance(handler, Mapping)]
+        if any(target.rpartition(".")[2] == "MLFlowHandler" for target in targets):
             return True
     return False
+
+
+def untrackable(config: Mapping[str, Any], asked: bool) -> str | None:
+    """Why a config cannot be tracked as asked for, None where it can or nobody asks.
+
+    Args:
+        config: the config that runs. asked: whether the command line has ``--tracking``.
+    """
+    uri = config.get("tracking_uri")
+    if isinstance(uri, str) and re.search(r"://[^/\s]*@", uri):
+        return ("tracking_uri: found a user name or password, which config.json would keep; expected an address "
+                "without it, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment")  # fmt: skip
+    runs = json.dumps(config.get("run", []), default=str).replace("::", "#")  # which MONAI writes once it has read it
+    engines = [f"@{ids['id']}.run(" for ids in DEFAULT_HANDLERS_ID.values()]
+    if (asked or is_tracked(config)) and not any(engine in runs for engine in engines):
+        return "--tracking: this config runs no training, evaluation or inference of its own; leave it out here"
+    return None
 
 
 class TrackedRun:
     """The MLflow run of a run folder.
 
     Args:
-        tracking_uri: of the store, ``sqlite:///`` and a file, or a server's.
+        tracking_uri: of the store, ``sqlite:///`` and a file, or a server's; ``MLFLOW_TRACKING_URI`` comes first, as
+            for the handlers.
         experiment: name of the experiment; made where it does not exist.
-        name: of the run; one of this name that was never closed (its process was killed) goes on.
-        config: the executed config, whose settings become parameters.
-        anonymise: keep UIDs out of the parameters.
+        name: of the run; one of this name that is not finished (it failed, or its process was killed) goes on.
+        handlers_name: the name that the handlers look for.
+        settings: become parameters.
 
     Raises:
         TrackingError: without MLflow, or when the handlers' run_name is not the folder's name.
     """
 
     def __init__(
-        self, tracking_uri: str, experiment: str, name: str, config: Mapping[str, Any], *, anonymise: bool = False
+        self, tracking_uri: str, experiment: str, name: str, handlers_name: object, settings: Mapping[str, Any]
     ) -> None:
         mlflow, there = optional_import("mlflow")
         if not there:
             raise TrackingError("tracking: needs the package mlflow, or mlflow-skinny with sqlalchemy and alembic")
-        if str(config.get("run_name")) != name:
+        if str(handlers_name) != name:
             raise TrackingError(f"tracking: needs a --run_name (MLflow would mix unnamed runs); the folder is {name!r}")
+        _keep_quiet()
+        tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri
         self._client = mlflow.MlflowClient(tracking_uri=tracking_uri)
         self._id = self._open(self._experiment(experiment, tracking_uri), name)
-        settings = {k: redact(str(v)) if anonymise else str(v) for k, v in parameters(config).items()}
         known = self._client.get_run(self._id).data.params  # MLflow never changes one: of a resumed run the first stay
-        new = [mlflow.entities.Param(k, v[:LONGEST]) for k, v in settings.items() if k not in known]
+        new = [mlflow.entities.Param(k, str(v)[:LONGEST]) for k, v in settings.items() if k not in known]
         for first in range(0, len(new), MOST):
             self._client.log_batch(self._id, params=new[first : first + MOST])
 
@@ -82,17 +103,30 @@ class TrackedRun:
         return str(self._client.create_experiment(name, artifact_location=beside))
 
     def _open(self, experiment: str, name: str) -> str:
+        """The run that the handlers will find: the last of this name in MLflow's order that is not finished."""
         unfinished = [run for run in self._client.search_runs(experiment)
-                      if run.info.run_name == name and run.info.status == "RUNNING"]  # fmt: skip
-        found = unfinished[-1] if unfinished else self._client.create_run(experiment, run_name=name)
-        return str(found.info.run_id)
+                      if run.info.run_name == name and run.info.status != "FINISHED"]  # fmt: skip
+        if not unfinished:
+            return str(self._client.create_run(experiment, run_name=name).info.run_id)
+        run_id = str(unfinished[-1].info.run_id)
+        self._client.update_run(run_id, status="RUNNING")
+        return run_id
 
-    def close(self, status: str, folder: Path) -> None:
-        """Add the run's files and say how it ended: ``FINISHED``, ``FAILED`` or ``KILLED``."""
+    def close(self, result: str, folder: Path) -> None:
+        """Add the run's files and say how it ended, by the `result` of its ``run.json``."""
         for name in ("config.json", "run.json", "model.pt"):
             if (folder / name).is_file():
                 self._client.log_artifact(self._id, str(folder / name))
-        self._client.set_terminated(self._id, status)
+        self._client.set_terminated(self._id, ENDS.get(result, "FINISHED"))
+
+
+def _keep_quiet() -> None:
+    """MLflow reports its use to its makers unless the environment says otherwise. MONAI has imported it by now, so it
+    has to look there again."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    telemetry, there = optional_import("mlflow.telemetry")
+    if there:
+        telemetry.set_telemetry_client()
 
 
 class OutputAsList:

@@ -178,6 +178,7 @@ def main(arguments: dict[str, Any]) -> None:
         "network_shape": attempt(network_shape),
         # last: Ignite remembers that the process was one of a group
         "properties": {name: attempt(wrong_properties, name, arguments) for name in WORKFLOWS},
+        "folders": [name for name in WORKFLOWS if (Path(arguments["root"]) / name).exists()],
     }
     Path(arguments["out"]).write_text(json.dumps(found), encoding="utf-8")
 

@@ -409,6 +409,11 @@ def test_properties_are_complete(inspected: dict[str, Any], bundle: str, name: s
 
 
 @bundles
+def test_building_a_workflow_leaves_no_run_behind(inspected: dict[str, Any], bundle: str) -> None:
+    assert inspected[bundle]["folders"] == []
+
+
+@bundles
 def test_properties_can_be_set_and_read_back(inspected: dict[str, Any], root: Path, bundle: str) -> None:
     read_back = inspected[bundle]["round_trip"]
     assert isinstance(read_back, dict), read_back

@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from monai.utils import path_to_sqlite_uri
+from ignite.engine import Engine
+from monai.handlers import MLFlowHandler
+from monai.utils import path_to_sqlite_uri, path_to_uri
 from workflow.manifest import parameters
 from workflow.tracking import TrackedRun, TrackingError, is_tracked
 
@@ -112,7 +115,8 @@ def config(**more: object) -> dict[str, Any]:
 
 def test_only_monais_handlers_make_a_run_tracked() -> None:
     assert is_tracked(config())
-    assert is_tracked({"handlers": [{"_target_": "MLFlowHandler"}]})
+    for target in ("MLFlowHandler", "monai.handlers.MLFlowHandler"):  # the other by --tracking my_settings.json
+        assert is_tracked({"handlers": [{"_target_": target}]})
     assert not is_tracked({"train": {"handlers": ["@x", {"_target_": "StatsHandler"}]}, "run": []})
     assert not is_tracked({})
 
@@ -120,29 +124,78 @@ def test_only_monais_handlers_make_a_run_tracked() -> None:
 def test_an_unnamed_run_is_refused(tmp_path) -> None:
     uri = path_to_sqlite_uri(tmp_path / "mlruns.db")
     with pytest.raises(TrackingError, match=r"tracking: needs a --run_name .* the folder is '2026'"):
-        TrackedRun(uri, "e", "2026", config(run_name=None))
+        TrackedRun(uri, "e", "2026", None, {})
     assert not list(tmp_path.iterdir())
 
 
 def test_without_mlflow_there_is_a_clear_error(monkeypatch) -> None:
     monkeypatch.setattr("workflow.tracking.optional_import", lambda name: (None, False))
     with pytest.raises(TrackingError, match="needs the package mlflow"):
-        TrackedRun("", "e", "a", config())
+        TrackedRun("", "e", "a", "a", {})
 
 
-def test_a_killed_run_goes_on_and_a_failed_one_says_so(tmp_path) -> None:
-    uri = path_to_sqlite_uri(tmp_path / "mlruns.db")
-    TrackedRun(uri, "e", "a", config())  # killed: never closed
+def test_mlflow_is_kept_from_reporting_its_use(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+    monkeypatch.setattr("mlflow.telemetry.client._MLFLOW_TELEMETRY_CLIENT", object())  # of its import
+    monkeypatch.setattr("mlflow.telemetry.utils._IS_IN_CI_ENV_OR_TESTING", False)
+    TrackedRun(path_to_sqlite_uri(tmp_path / "mlruns.db"), "e", "a", "a", {})
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert mlflow.telemetry.get_telemetry_client() is None
+
+
+def test_the_store_of_the_environment_comes_first_as_for_the_handlers(tmp_path, monkeypatch) -> None:
+    (tmp_path / "env").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", path_to_sqlite_uri(tmp_path / "env" / "mlruns.db"))
+    TrackedRun(path_to_sqlite_uri(tmp_path / "mlruns.db"), "e", "a", "a", {"lr": 0.1})
+    assert [path.name for path in tmp_path.iterdir()] == ["env"]
+    assert runs_of(tmp_path / "env", "e")[1]["a"].data.params == {"lr": "0.1"}
+
+
+def part_of_a_run(folder: Path, settings: dict[str, Any], value: float) -> TrackedRun:
+    """What a run does until it ends: opened by us, written to by MONAI's handlers."""
+    uri = path_to_sqlite_uri(folder / "mlruns.db")
+    tracked = TrackedRun(uri, "e", "a", "a", settings)
+    engine = Engine(lambda engine, batch: engine.state.metrics.update(score=value))
+    MLFlowHandler(uri, experiment_name="e", run_name="a", iteration_log=False).attach(engine)
+    engine.run([0], max_epochs=1)
+    return tracked
+
+
+@pytest.mark.parametrize(("result", "status"), [("failed", "FAILED"), ("interrupted", "KILLED"), (None, "RUNNING")])
+def test_a_run_that_did_not_finish_goes_on_in_the_same_mlflow_run(tmp_path, result, status) -> None:
+    for name in ("config.json", "run.json"):
+        (tmp_path / name).write_text(name)
     many = {f"setting_{number}": number for number in range(250)}
-    uid = "1.2.826.0.1.3680043.8.498.1"
-    tracked = TrackedRun(uri, "e", "a", config(lr=0.2, path=f"/data/{uid}", **many), anonymise=True)
-    (tmp_path / "config.json").write_text("{}")
-    tracked.close("FAILED", tmp_path)
+    first = part_of_a_run(tmp_path, {"lr": 0.1, "resume": None}, 0.25)
+    if result is not None:
+        first.close(result, tmp_path)
     client, runs = runs_of(tmp_path, "e")
-    assert runs["a"].info.status == "FAILED"
-    assert runs["a"].data.params["lr"] == "0.1"  # MLflow keeps the first
-    assert runs["a"].data.params["setting_249"] == "249"
-    assert uid not in runs["a"].data.params["path"]
-    assert [file.path for file in client.list_artifacts(runs["a"].info.run_id)] == ["config.json"]
-    TrackedRun(uri, "e", "a", config())
-    assert len(client.search_runs(client.get_experiment_by_name("e").experiment_id)) == 2  # a closed one is left alone
+    assert runs["a"].info.status == status
+    TrackedRun(path_to_sqlite_uri(tmp_path / "mlruns.db"), "e", "a", "a", {})
+    assert runs_of(tmp_path, "e")[1]["a"].info.status == "RUNNING"
+    resumed = part_of_a_run(tmp_path, {"lr": 0.2, **many}, 0.5)
+    (tmp_path / "model.pt").write_text("weights")
+    resumed.close("completed, 1 series failed", tmp_path)
+    client, runs = runs_of(tmp_path, "e")  # each name once
+    run_id, data = runs["a"].info.run_id, runs["a"].data
+    assert runs["a"].info.status == "FINISHED"
+    assert (data.params["lr"], data.params["setting_249"]) == ("0.1", "249")  # MLflow keeps the first
+    assert [metric.value for metric in client.get_metric_history(run_id, "score")] == [0.25, 0.5]
+    assert {file.path for file in client.list_artifacts(run_id)} == {"config.json", "run.json", "model.pt"}
+    assert not (tmp_path / "mlruns" / "0").exists()
+    TrackedRun(path_to_sqlite_uri(tmp_path / "mlruns.db"), "e", "a", "a", {})
+    assert (
+        len(client.search_runs(client.get_experiment_by_name("e").experiment_id)) == 2
+    )  # a finished one is left alone
+
+
+def test_of_several_unfinished_runs_the_handlers_and_we_take_the_same(tmp_path) -> None:
+    client = mlflow.MlflowClient(tracking_uri=path_to_sqlite_uri(tmp_path / "mlruns.db"))
+    experiment = client.create_experiment("e", artifact_location=path_to_uri(tmp_path / "mlruns"))
+    for start in (1000, 2000):
+        client.set_terminated(client.create_run(experiment, run_name="a", start_time=start).info.run_id, "FAILED")
+    part_of_a_run(tmp_path, {"lr": 0.1}, 0.25).close("completed", tmp_path)
+    found = client.search_runs(experiment, order_by=["start_time"])
+    assert [(run.info.status, "lr" in run.data.params, "score" in run.data.metrics) for run in found] == [
+        ("FINISHED", True, True), ("FAILED", False, False),
+    ]  # fmt: skip

@@ -20,6 +20,7 @@ from workflow.guard import (
     explain_last,
     running_config,
 )
+from workflow.tracking import untrackable
 
 CONFIG = {
     "_desc_": {
@@ -138,6 +139,46 @@ def test_every_unknown_id_is_named(config_file):
 def test_what_experiment_tracking_adds_is_known(config_file):
     workflow(config_file, tracking_uri="file:///nowhere").run()
     assert (config_file.parent / "marker").exists()
+
+
+TRACKED = {"train": {"trainer": {"run": 1}, "handlers": [{"_target_": "monai.handlers.MLFlowHandler"}]}}
+
+
+def stopped(config_file: Path, **override: object) -> str:
+    with pytest.raises(RefusedValue) as caught:
+        workflow(config_file, **override).run()
+    assert not (config_file.parent / "marker").exists()
+    return str(caught.value)
+
+
+def test_tracking_of_what_runs_no_engine_is_refused(config_file, monkeypatch):
+    assert stopped(config_file, **TRACKED).startswith("--tracking: this config runs no training")
+    workflow(config_file, **TRACKED, run=["$@guard", "$@built", "$len('@train#trainer.run()')"]).run()
+    (config_file.parent / "marker").unlink()
+    monkeypatch.setattr(sys, "argv", monai_argv(config_file, "--tracking", "mlflow"))
+    assert stopped(config_file).startswith("--tracking: this config runs no training")
+
+
+@pytest.mark.parametrize("bundle", sorted(ONE))
+def test_which_configs_can_be_tracked(root, bundle):
+    found = set()
+    for path in (root / "bundles" / bundle / "configs").glob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "run" in content and untrackable(content, asked=True) is None:
+            found.add(path.stem)
+    assert found == {"train", "multi_gpu_train", "evaluate", "inference", "inference_trt"}
+
+
+@pytest.mark.parametrize("uri", ["https://me:secret@host/x", "http://secret@host", "$'https://me:secret@' + @marker"])
+def test_credentials_in_an_address_are_refused_and_not_repeated(config_file, uri):
+    message = stopped(config_file, tracking_uri=uri)
+    assert "MLFLOW_TRACKING_USERNAME" in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("uri", ["https://host/x@y", "sqlite:////home/a@b/x.db", "$'sqlite:///' + @marker"])
+def test_addresses_without_credentials_pass(config_file, uri):
+    assert untrackable({"tracking_uri": uri}, asked=False) is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,17 @@ from monai.transforms import Compose, LoadImaged
 from monai.utils import set_determinism
 from pydicom.uid import generate_uid
 from workflow.dataset import SlabDataset
-from workflow.manifest import PACKAGES, described, environment, git_revision, parameters, plain_numbers, versions
+from workflow.manifest import (
+    PACKAGES,
+    described,
+    environment,
+    git_revision,
+    parameters,
+    peak_memory,
+    plain_numbers,
+    versions,
+)
+from workflow.privacy import pseudonym
 from workflow.record import RunRecord, data_fingerprint
 from workflow.run import RunFolder
 
@@ -156,6 +166,37 @@ def test_given_arguments_are_those_of_monais_command_line(monkeypatch, tmp_path)
     argv = ["/x/monai/bundle/__main__.py", "run", "--config_file", str(config), "--tracking", "mlflow", "--lr", "0.1"]
     monkeypatch.setattr(sys, "argv", [*argv, "--window", "[1,2]"])
     assert environment()["arguments"] == {"lr": 0.1, "window": [1, 2]}
+
+
+def test_a_set_of_the_command_line_can_be_written(monkeypatch, tmp_path):
+    config = tmp_path / "train.json"
+    config.write_text("{}")
+    argv = ["/x/monai/bundle/__main__.py", "run", "--config_file", str(config), "--groups", "{'liver'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    run = RunFolder(tmp_path, "a")
+    run.start()
+    run.finish()
+    assert manifest(run.path)["arguments"] == {"groups": "{'liver'}"}
+
+
+def test_no_uid_is_in_a_manifest_whatever_the_settings(monkeypatch, tmp_path):
+    uid, config = generate_uid(), tmp_path / "train.json"
+    config.write_text("{}")
+    argv = ["/x/monai/bundle/__main__.py", "run", "--config_file", str(config), "--dataset_dir", f"/data/{uid}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    run = RunFolder(tmp_path, "a", resume=f"/data/{uid}/checkpoint.pt")
+    run.start()
+    sys.excepthook(ValueError, ValueError(f"/data/{uid} is odd"), None)
+    assert uid not in (run.path / "run.json").read_text()
+    content, hidden = manifest(run.path), f"uid-{pseudonym(uid)}"
+    assert content["arguments"] == {"dataset_dir": f"/data/{hidden}"}
+    assert content["command"][-1] == f"/data/{hidden}"
+    assert content["error"] == {"class": "ValueError", "message": f"/data/{hidden} is odd"}
+
+
+def test_without_the_module_that_windows_lacks_memory_is_not_known(monkeypatch):
+    monkeypatch.setattr("workflow.manifest.HAS_RESOURCE", False)
+    assert peak_memory() == {"process_mb": None, "largest_child_mb": None, "cuda_mb": peak_memory()["cuda_mb"]}
 
 
 def git(folder: Path, *arguments: str) -> str:

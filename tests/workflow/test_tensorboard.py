@@ -7,13 +7,16 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Engine
 from monai.handlers import TensorBoardStatsHandler
+from pydicom.uid import generate_uid
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from workflow.privacy import pseudonym
 from workflow.run import RunFolder
 from workflow.tensorboard import HyperParameters, LazyWriter, LearningRates
 
@@ -32,6 +35,26 @@ def test_nothing_is_written_before_the_first_value(tmp_path):
     writer.add_scalar("a", 1.0, 1)
     writer.flush()
     assert events(tmp_path / "tensorboard")[0].Scalars("a")[0].value == 1.0
+
+
+def hparams(file: EventAccumulator) -> Any:
+    data = HParamsPluginData.FromString(file.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    return data.session_start_info.hparams
+
+
+@pytest.mark.parametrize("anonymise", [True, False])
+def test_settings_hold_no_uid_on_request(tmp_path, anonymise):
+    uid = generate_uid()
+    run = RunFolder(tmp_path, "a", anonymise=anonymise)
+    run.config = {"dataset_dir": f"/data/{uid}", "exclude": [f"{uid}/*"], "seed": 5, "amp": False}
+    engine = Engine(lambda engine, batch: None)
+    HyperParameters(run, LazyWriter(run.tensorboard)).attach(engine)
+    engine.run([0])
+    assert any(uid.encode() in file.read_bytes() for file in Path(run.tensorboard).iterdir()) is not anonymise
+    settings = hparams(events(Path(run.tensorboard))[-1])
+    name = f"uid-{pseudonym(uid)}" if anonymise else uid
+    assert settings["dataset_dir"].string_value == f"/data/{name}"
+    assert (settings["seed"].number_value, settings["amp"].bool_value) == (5.0, False)
 
 
 def test_learning_rates_and_settings_with_the_final_figures(tmp_path):
@@ -54,7 +77,6 @@ def test_learning_rates_and_settings_with_the_final_figures(tmp_path):
         "final/score": 0.25,
         "final/loss": 2.0,
     }
-    session = HParamsPluginData.FromString(final.PluginTagToContent("hparams")["_hparams_/session_start_info"])
-    settings = session.session_start_info.hparams
+    settings = hparams(final)
     assert set(settings) == {"max_epochs", "window", "resume"}
     assert (settings["max_epochs"].number_value, settings["window"].string_value) == (2.0, "[-175, 250]")
