@@ -86,6 +86,8 @@ def test_sections(root: Path, bundle: str) -> None:
     assert "Not for diagnostic use" in text
     assert "TorchScript" in text
     assert "TensorRT" in text
+    anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    assert {link for link in re.findall(r"\]\(#([^)]+)\)", text)} <= anchors
     longest = max((line for line in text.splitlines() if not line.startswith("|")), key=len)
     assert len(longest) <= 120, longest
 
@@ -116,7 +118,7 @@ def test_commands_name_what_exists(root: Path, bundle: str) -> None:
             parser = ConfigParser()
             parser.read_config([str(folder / name) for name in files])
             flags = {word[2:] for word in arguments if word.startswith("--")}
-            flags -= {"standalone", "nnodes=1", "nproc_per_node=2", "net_id", "filepath", "ckpt_file"}
+            flags -= {"standalone", "nnodes=1", "nproc_per_node=2", "net_id", "filepath", "ckpt_file", "workflow_name"}
             assert flags <= {*parser.get()["_desc_"], *RUN_ARGUMENTS}, command
             paths = re.findall(r"(?<![\w.])/\w[\w./-]*", command)
             assert all(re.match(r"/workspace/(data|output)\b", path) for path in paths), paths
@@ -267,12 +269,13 @@ def check_results(bundle: str, output: Path) -> None:
     prepared = json.loads((output / "prepare" / "prepare.json").read_text(encoding="utf-8"))
     assert prepared["series"] == prepared["prepared"] > 0 == prepared["failed"]
     others = {"check", "prepare", "evaluation", "calibration", "ensemble"}
-    others |= {"health", "inference", "evidence", "embeddings", "pretrain"}
+    others |= {"health", "inference", "evidence", "embeddings", "pretrain", "checked"}
     for name in runs - others | ({"pretrain"} if bundle == "voco2d_pretrain" else set()):
         found = {path.name for path in (output / name).iterdir()}
         assert {"model.pt", "checkpoints", "tensorboard", "config.json", "log.txt", "run.json"} <= found, name
     assert {"mlruns", "mlruns.db"} <= {path.name for path in output.iterdir()}
     assert "tensorrt" not in runs or torch.cuda.is_available()
+    assert json.loads((output / "checked" / "run.json").read_text(encoding="utf-8"))["result"] == "completed"
     if bundle == "rsna_cnn_lstm":
         assert "backbone tensors loaded from" in (output / "fine_tune" / "log.txt").read_text(encoding="utf-8")
         figures = json.loads((output / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
