@@ -3,7 +3,7 @@
 """Exports a bundle's network in every documented way and compares with PyTorch itself: run by test_export.py as
 `python -c`, with the bundle's folder as working directory.
 
-Arguments: a JSON object with `out`, `root` (for files), `converter` (MONAI's converter_kwargs, of the README's command),
+Arguments: a JSON object with `out`, `root` (for files), `converter` (MONAI's converter_kwargs, as in the README),
 `variants` (overrides of inference.json each) and `thorough`: the first variant for the input that metadata.json names,
 and `torch.export` and TensorRT's ONNX besides MONAI's commands.
 """

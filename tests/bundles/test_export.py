@@ -87,7 +87,8 @@ def test_exported_networks_are_the_network(root: Path, bundle: str, tmp_path: Pa
 def test_tensorrt_is_refused_clearly_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(tensorrt, "find_spec", lambda name: None)
-    message = "needs a CUDA device, the package tensorrt, the package polygraphy, the package onnx, the package cuda-python: leave it out"
+    packages = ", ".join(f"the package {name}" for name in ("tensorrt", "polygraphy", "onnx", "cuda-python"))
+    message = f"needs a CUDA device, {packages}: leave it out"
     with pytest.raises(TensorRTError, match=message):
         with_engine(nn.Identity(), "engine", [1, 2, 2])
 
