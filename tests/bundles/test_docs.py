@@ -36,6 +36,9 @@ SECTIONS = (
 )  # fmt: skip
 TABLE = re.compile(r"<!-- configuration table -->\n(.*)<!-- end of the configuration table -->", re.DOTALL)
 
+# flags of torchrun, of the exports and of run_workflow
+OTHERS = {"standalone", "nnodes=1", "nproc_per_node=2", "net_id", "filepath", "ckpt_file", "use_trace",
+          "converter_kwargs", "workflow_name"}  # fmt: skip
 # The commands are those of the README; each of these is added where the command does not set it itself.
 SMALL = {"max_epochs": 1, "num_workers": 0, "device": "cpu", "backbone_name": "test_efficientnet", "num_slices": 4}
 NETWORK = {
@@ -119,7 +122,7 @@ def test_commands_name_what_exists(root: Path, bundle: str) -> None:
             parser = ConfigParser()
             parser.read_config([str(folder / name) for name in files])
             flags = {word[2:] for word in arguments if word.startswith("--")}
-            flags -= {"standalone", "nnodes=1", "nproc_per_node=2", "net_id", "filepath", "ckpt_file", "workflow_name"}
+            flags -= OTHERS
             assert flags <= {*parser.get()["_desc_"], *RUN_ARGUMENTS}, command
             paths = re.findall(r"(?<![\w.])/\w[\w./-]*", command)
             assert all(re.match(r"/workspace/(data|output)\b", path) for path in paths), paths
