@@ -1,11 +1,11 @@
 # `make demo` and `make test` need Python >= 3.10 and make, nothing else. `make test-all` also needs the Debian packages
 # of CONTRIBUTING.md.
 PYTHON ?= python3
-VENV ?= .venv
+# PINNED=yes installs exactly the versions that the bundles' metadata.json name, else the newest; each has its own folder
+PINNED ?=
+VENV ?= .venv$(if $(PINNED),-pins)
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-# PINNED=yes installs exactly the versions that the bundles' metadata.json name, else the newest
-PINNED ?=
 METADATA := $(wildcard bundles/*/configs/metadata.json)
 CONSTRAINED := $(if $(PINNED),-c $(VENV)/constraints.txt)
 # whole files of tests are shared among as many processes as there are cores, the longest first
@@ -42,7 +42,7 @@ test: lint
 ## the same on exactly the versions that the bundles pin; PYTHON_PINS=python3.10 on the model zoo's Python
 PYTHON_PINS ?= python3
 test-pins:
-	$(MAKE) test PINNED=yes VENV=.venv-pins PYTHON=$(PYTHON_PINS)
+	$(MAKE) test PINNED=yes PYTHON=$(PYTHON_PINS)
 
 ## every test, and the coverage of what both bundles run
 test-all: lint

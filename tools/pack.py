@@ -5,7 +5,7 @@
     python -m tools.pack --weights voco2d_pretrain=out/pretrain/model.pt --weights rsna_cnn_lstm=out/fold0/model.pt
 
 writes ``dist/NAME/`` and ``dist/NAME_vVERSION.zip`` with real files in place of the links, and the zoo's unit tests in
-``dist/ci/unit_tests/``. The same content gives the same bytes, whenever and wherever it is packed.
+``dist/ci/unit_tests/``. The same content gives the same bytes, whenever and wherever it is packed with the same zlib.
 """
 
 from __future__ import annotations
@@ -104,6 +104,12 @@ def _weights(root: Path, name: str, weights: Path | None, url: str | None, allow
         )
         return {}
     state = read_default_weights(root, name, path, allow_mismatch=allow)
+    logger.warning(
+        "%s: weights of %s go with it. Before publishing state in docs/data_license.txt and under Performance in "
+        "docs/README.md on which data they were trained, under which licence they are and what they reach",
+        name,
+        path,
+    )
     return weights_files(path, state) if url is None else large_files(path, url)
 
 

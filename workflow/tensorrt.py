@@ -41,10 +41,11 @@ def with_engine(
         weights: what the run loads: one file, since the engine keeps those that it was built with.
 
     Raises:
-        TensorRTError: without a CUDA device, tensorrt or polygraphy, or for an ensemble.
+        TensorRTError: without a CUDA device or a package that `trt_compile` needs, or for an ensemble.
     """
     lacking = [] if torch.cuda.is_available() else ["a CUDA device"]
-    lacking += [f"the package {name}" for name in ("tensorrt", "polygraphy") if find_spec(name) is None]
+    lacking += [f"the package {name}" for name in ("tensorrt", "polygraphy", "onnx") if find_spec(name) is None]
+    lacking += [] if _has_cuda_bindings() else ["the package cuda-python"]
     if lacking:
         raise TensorRTError(f"inference_trt.json needs {', '.join(lacking)}: leave it out to run without TensorRT")
     if isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) > 1:
@@ -52,3 +53,8 @@ def with_engine(
     arguments = {"precision": precision, "dynamic_batchsize": list(batch), "export_args": {"dynamo": False}}
     compiled: nn.Module = trt_compile(network, os.fspath(path), args=arguments, submodule=submodule)
     return compiled
+
+
+def _has_cuda_bindings() -> bool:
+    """`trt_compile` takes either module, of a newer or an older cuda-python."""
+    return find_spec("cuda") is not None and any(map(find_spec, ("cuda.bindings", "cuda.cudart")))

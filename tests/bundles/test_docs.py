@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,8 @@ from monai.bundle import ConfigParser
 from networks import Backbone
 from workflow.guard import RUN_ARGUMENTS
 
+from tests.bundles.readme_workspace import workspace
+
 BUNDLES = ("voco2d_pretrain", "rsna_cnn_lstm")
 SECTIONS = (
     "**Authors**", "**Tags**", "**Model Description**", "Input", "Output", "**Data**", "**Preprocessing**",
@@ -35,6 +36,9 @@ SECTIONS = (
 )  # fmt: skip
 TABLE = re.compile(r"<!-- configuration table -->\n(.*)<!-- end of the configuration table -->", re.DOTALL)
 
+# flags of torchrun, of the exports and of run_workflow
+OTHERS = {"standalone", "nnodes=1", "nproc_per_node=2", "net_id", "filepath", "ckpt_file", "use_trace",
+          "converter_kwargs", "workflow_name"}  # fmt: skip
 # The commands are those of the README; each of these is added where the command does not set it itself.
 SMALL = {"max_epochs": 1, "num_workers": 0, "device": "cpu", "backbone_name": "test_efficientnet", "num_slices": 4}
 NETWORK = {
@@ -86,6 +90,8 @@ def test_sections(root: Path, bundle: str) -> None:
     assert "Not for diagnostic use" in text
     assert "TorchScript" in text
     assert "TensorRT" in text
+    anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    assert {link for link in re.findall(r"\]\(#([^)]+)\)", text)} <= anchors
     longest = max((line for line in text.splitlines() if not line.startswith("|")), key=len)
     assert len(longest) <= 120, longest
 
@@ -116,7 +122,7 @@ def test_commands_name_what_exists(root: Path, bundle: str) -> None:
             parser = ConfigParser()
             parser.read_config([str(folder / name) for name in files])
             flags = {word[2:] for word in arguments if word.startswith("--")}
-            flags -= {"standalone", "nnodes=1", "nproc_per_node=2", "net_id", "filepath", "ckpt_file"}
+            flags -= OTHERS
             assert flags <= {*parser.get()["_desc_"], *RUN_ARGUMENTS}, command
             paths = re.findall(r"(?<![\w.])/\w[\w./-]*", command)
             assert all(re.match(r"/workspace/(data|output)\b", path) for path in paths), paths
@@ -164,34 +170,6 @@ def test_citation_and_changelog_agree_with_the_metadata(root: Path) -> None:
         sources = " ".join(f"{reference.get('doi')} {reference.get('notes')}" for reference in citation["references"])
         for reference in metadata["references"]:
             assert re.search(r"(?:doi:|arXiv:)(\S+)$", reference).group(1) in sources
-
-
-def workspace(top: Path, phantoms: Path) -> None:
-    """What /workspace stands for in the READMEs."""
-    data, output = top / "data", top / "output"
-    (output / "pretrain").mkdir(parents=True)
-    (data / "abdominal_ct" / "train_images").mkdir(parents=True)
-    (data / "rsna-2023-abdominal-trauma-detection").symlink_to(phantoms)
-    labels = pd.read_csv(phantoms / "train.csv", dtype={"patient_id": str})
-    patients = labels["patient_id"].tolist()
-    for patient in patients[:8]:
-        (data / "abdominal_ct" / "train_images" / patient).symlink_to(phantoms / "train_images" / patient)
-    series = {patient: sorted((phantoms / "train_images" / patient).iterdir())[0] for patient in patients}
-    shutil.copytree(series[patients[0]], data / "new_series")
-    pd.DataFrame({"patient_id": patients, "fold": [str(i % 5) for i in range(len(patients))]}).to_csv(
-        data / "folds.csv", index=False
-    )
-    classes = [c.removeprefix("liver_") for c in labels.columns if c.startswith("liver_")]
-    liver = labels[[f"liver_{name}" for name in classes]].to_numpy().argmax(axis=1)
-    items = [
-        {"image": str(series[p].relative_to(phantoms)), "patient_id": p, "liver": classes[c], "spleen": "healthy"}
-        for p, c in zip(patients, liver, strict=True)
-    ]
-    (data / "train_images").symlink_to(phantoms / "train_images")
-    (data / "datalist.json").write_text(json.dumps({"training": items}))
-    table = pd.DataFrame(items).drop(columns="spleen")
-    table.insert(0, "spleen_healthy", 1)
-    table.assign(spleen_low=0, spleen_high=0).to_csv(data / "own.csv", index=False)
 
 
 def small(command: str, bundle: str, top: Path) -> str:
@@ -267,12 +245,13 @@ def check_results(bundle: str, output: Path) -> None:
     prepared = json.loads((output / "prepare" / "prepare.json").read_text(encoding="utf-8"))
     assert prepared["series"] == prepared["prepared"] > 0 == prepared["failed"]
     others = {"check", "prepare", "evaluation", "calibration", "ensemble"}
-    others |= {"health", "inference", "evidence", "embeddings", "pretrain"}
+    others |= {"health", "inference", "evidence", "embeddings", "pretrain", "checked"}
     for name in runs - others | ({"pretrain"} if bundle == "voco2d_pretrain" else set()):
         found = {path.name for path in (output / name).iterdir()}
         assert {"model.pt", "checkpoints", "tensorboard", "config.json", "log.txt", "run.json"} <= found, name
     assert {"mlruns", "mlruns.db"} <= {path.name for path in output.iterdir()}
     assert "tensorrt" not in runs or torch.cuda.is_available()
+    assert json.loads((output / "checked" / "run.json").read_text(encoding="utf-8"))["result"] == "completed"
     if bundle == "rsna_cnn_lstm":
         assert "backbone tensors loaded from" in (output / "fine_tune" / "log.txt").read_text(encoding="utf-8")
         figures = json.loads((output / "evaluation" / "metrics.json").read_text(encoding="utf-8"))

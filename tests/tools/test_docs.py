@@ -30,14 +30,17 @@ def test_commands_run_one_after_the_other(root: Path, tmp_path: Path) -> None:
         (tmp_path / "output" / run).mkdir(parents=True)
         torch.save(default_network(root, name).state_dict(), tmp_path / "output" / run / "model.pt")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    packing, checking, elsewhere = blocks(root, "bash")
-    for command in (packing, checking, elsewhere):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PATH": path}
+    packing, checking, loading, elsewhere = blocks(root, "bash")
+    for command in (packing, checking, loading, elsewhere):
         text = command.replace("/workspace/", f"{tmp_path}/").replace("--out dist", f"--out {tmp_path}/dist")
-        done = subprocess.run(["bash", "-euc", text], cwd=tmp_path if command == checking else root, text=True,
-                              env={**os.environ, "PATH": path}, capture_output=True, timeout=300)  # fmt: skip
+        done = subprocess.run(["bash", "-euc", text], cwd=tmp_path if command in (checking, loading) else root,
+                              text=True, env=environment, capture_output=True, timeout=300)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         if command == checking:
             assert done.stdout.splitlines() == ["model.pt: OK", "model.safetensors: OK"]
+        if command == loading:
+            assert done.stdout.splitlines()[-1] == "CNNLSTM"
     assert (tmp_path / "dist" / "rsna_cnn_lstm" / "large_files.yml").is_file()
     assert (tmp_path / "dist" / "voco2d_pretrain" / "models" / "model.safetensors").is_file()
 

@@ -114,13 +114,14 @@ def test_the_same_content_gives_the_same_bytes(checkout: Path, small: Path, weig
 
 @bundles
 def test_weights_are_packed_with_safetensors_and_checksums(
-    checkout: Path, weights, bundle: str, tmp_path: Path
+    checkout: Path, weights, bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = weights(bundle)
     own = checkout / "bundles" / bundle / "models" / "model.pt"
     own.parent.mkdir()
     shutil.copy(file, own)  # taken where none is named
     pack(bundle, tmp_path, root=checkout)
+    assert "Before publishing state in docs/data_license.txt and under Performance" in caplog.text
     models = tmp_path / bundle / "models"
     assert {path.name for path in models.iterdir()} == {"model.pt", "model.safetensors", "SHA256SUMS"}
     assert (models / "model.pt").read_bytes() == file.read_bytes()
