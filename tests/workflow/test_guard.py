@@ -141,7 +141,8 @@ def test_what_experiment_tracking_adds_is_known(config_file):
     assert (config_file.parent / "marker").exists()
 
 
-TRACKED = {"train": {"trainer": {"run": 1}, "handlers": [{"_target_": "monai.handlers.MLFlowHandler"}]}}
+TRAINER = {"_target_": "types.SimpleNamespace", "run": "$dict"}
+TRACKED = {"train": {"trainer": TRAINER, "handlers": [{"_target_": "monai.handlers.MLFlowHandler"}]}}
 
 
 def stopped(config_file: Path, **override: object) -> str:
@@ -153,7 +154,7 @@ def stopped(config_file: Path, **override: object) -> str:
 
 def test_tracking_of_what_runs_no_engine_is_refused(config_file, monkeypatch):
     assert stopped(config_file, **TRACKED).startswith("--tracking: this config runs no training")
-    workflow(config_file, **TRACKED, run=["$@guard", "$@built", "$len('@train#trainer.run()')"]).run()
+    workflow(config_file, **TRACKED, run=["$@guard", "$@built", "$@train#trainer.run()"]).run()
     (config_file.parent / "marker").unlink()
     monkeypatch.setattr(sys, "argv", monai_argv(config_file, "--tracking", "mlflow"))
     assert stopped(config_file).startswith("--tracking: this config runs no training")
