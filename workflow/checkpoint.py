@@ -31,7 +31,6 @@ from .weights import WeightsError, load_tensors
 __all__ = ["Checkpoints", "WeightsSaver", "is_whole", "newest_checkpoint", "numbered", "save_tensors"]
 
 logger = logging.getLogger(__name__)
-
 Found = TypeVar("Found")
 
 
@@ -185,8 +184,7 @@ class Checkpoints:
 
     def _compare(self, iteration: int, problem: str) -> None:
         """Weights from a file, too, each process loads for itself, after DistributedDataParallel has shared its own."""
-        modules = [thing for thing in self.objects.values() if isinstance(thing, nn.Module)]
-        found = of_each((problem, iteration, checksum(modules) if ranks()[1] > 1 else 0))
+        found = of_each((problem, iteration, checksum(self.objects.values()) if ranks()[1] > 1 else 0))
         problems = sorted({other for other, *_ in found if other})
         if problems:
             raise WeightsError("; ".join(problems))

@@ -9,7 +9,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,10 @@ def is_rescued(path: Path) -> bool:
     return path.name.endswith(".rescued.pt")
 
 
-def checksum(modules: Sequence[nn.Module]) -> int:
-    """Of all parameters, bit for bit."""
+def checksum(things: Iterable[Any]) -> int:
+    """Of all parameters of the modules among some things, bit for bit."""
     found = 0
+    modules = [thing for thing in things if isinstance(thing, nn.Module)]
     for parameter in (parameter for module in modules for parameter in module.parameters()):
         found = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), found)
     return found
