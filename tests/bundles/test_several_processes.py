@@ -142,15 +142,20 @@ def largest_difference(first: Any, second: Any) -> float:
     return float(((one - other).abs() / one.abs().clamp(min=1)).nan_to_num().max())
 
 
-def compare(single: tuple[list[dict], Path], several: tuple[list[dict], Path]) -> tuple[float, float]:
-    """Largest difference of the figures (losses and metrics of each epoch), and of weights and running statistics."""
+def compare(single: tuple[list[dict], Path], several: tuple[list[dict], Path]) -> tuple[float, float, float]:
+    """Largest difference of the figures (losses and metrics of each epoch), of weights, and of running statistics."""
     figures = largest_difference(single[0][0], several[0][0])
     curve = largest_difference(curves(single[1]), curves(several[1]))
-    weights = largest_difference(*(checkpoint(folder)["network"] for _, folder in (single, several)))
-    exported = largest_difference(
-        *(torch.load(folder / "model.pt", weights_only=True) for _, folder in (single, several))
+    states = [
+        checkpoint(folder)["network"]
+        | {f"exported.{k}": v for k, v in torch.load(folder / "model.pt", weights_only=True).items()}
+        for _, folder in (single, several)
+    ]
+    weights, statistics = (
+        largest_difference(*({k: v for k, v in state.items() if (".running_" in k) is running} for state in states))
+        for running in (False, True)
     )
-    return max(figures, curve), max(weights, exported)
+    return max(figures, curve), weights, statistics
 
 
 @pytest.mark.slow
@@ -182,7 +187,9 @@ def test_in_float32_they_agree_as_far_as_rounding_goes(bundle, volumes, tmp_path
     sgd = {"_target_": "torch.optim.SGD", "params": f"$@{module}.{part}.parameters()", "lr": "@learning_rate"}
     single = run(bundle, volumes, tmp_path, 1, 4, (7, 3), double=False, optimizer=sgd)
     several = run(bundle, volumes, tmp_path, 2, 2, (7, 3), double=False, optimizer=sgd)
-    assert max(compare(single, several)) < 1e-5
+    figures, weights, statistics = compare(single, several)
+    assert max(figures, weights) < 1e-5
+    assert statistics < 1e-4  # variances of features that are sums of many: more digits are lost there
 
 
 @pytest.mark.slow
