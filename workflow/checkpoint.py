@@ -156,6 +156,7 @@ class Checkpoints:
                 return path
             logger.warning("resume: %s is damaged, the disk may be too: trying the checkpoint before it", path)
         if found:
+            load_tensors(found[0])  # says what else it is
             raise WeightsError(f"resume: none of the {len(found)} checkpoints in {self.folder} is whole")
         logger.warning("resume: no checkpoint in %s yet: the run starts from the beginning", self.folder)
         return None

@@ -151,6 +151,7 @@ class RunFolder:
         self.data: dict[str, dict[str, Any]] = {}
         self._store = (tracking_uri, experiment_name)
         self._tracked: TrackedRun | None = None
+        self._manifest: Manifest | None = None
         self.deterministic = deterministic
         self._started = time.time()
         self._until_finish = ExitStack()  # the log file, and what keeps UIDs out of logs
@@ -256,4 +257,6 @@ class RunFolder:
             self._tracked.close(result, self.path)
 
     def _write_manifest(self, result: str, error: dict[str, str] | None = None) -> None:
+        if self._manifest is None:
+            self._manifest = Manifest(self.path, self._started, self.resume)
         write_atomically(self.path / "run.json", self._manifest.text(result, error, self.data, self.metrics))

@@ -17,7 +17,7 @@ HEAD = "# Copyright (c) the 2D-VoCo bundles authors.\n# SPDX-License-Identifier:
 CALLS = {
     "logging.getLogger", "re.compile", "frozenset", "tuple", "range", "float", "ParamSpec", "TypeVar", "ListedColormap",
     "np.linspace", "np.log", "np.diag", "np.column_stack", "np.ones", "np.zeros",
-    "dataclass", "field", "lru_cache", "wraps", "torch.no_grad", "torch.inference_mode",
+    "dataclass", "field", "optional_import", "lru_cache", "wraps", "torch.no_grad", "torch.inference_mode",
 }  # fmt: skip
 
 
