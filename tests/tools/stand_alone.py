@@ -3,8 +3,9 @@
 """Unpacked bundles used as by someone who has no repository: run by test_stand_alone.py as `python -c`, without
 PYTHONPATH. torch and MONAI are imported once; each job is a process forked from there.
 
-Argument: a JSON list of jobs, ``{"name", "cwd", "argv"}`` for ``python -m monai.bundle ARGV`` or ``{"name", "cwd",
-"call", "arguments"}`` for a function of this file. Output of each goes to ``NAME.log``; a summary to standard output.
+Argument: a JSON list of jobs, ``{"name", "cwd", "argv"}`` for ``python -m monai.bundle ARGV`` (or another ``program``)
+or ``{"name", "cwd", "call", "arguments"}`` for a function of this file. Output of each goes to ``NAME.log``; a summary
+to standard output.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ def job(task: dict[str, Any]) -> None:
     if "call" in task:
         globals()[task["call"]](**task["arguments"])
     else:
-        sys.argv = ["monai.bundle", *map(str, task["argv"])]
-        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+        program = task.get("program", "monai.bundle")
+        sys.argv = [program, *map(str, task["argv"])]
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
 def child(task: dict[str, Any], log: Path) -> None:

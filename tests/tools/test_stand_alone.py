@@ -190,10 +190,10 @@ def test_a_packed_bundle_is_pushed_as_it_is_with_a_model_card(root: Path, unpack
     """`push_to_hf_hub` up to the network, where a stand-in on 127.0.0.1 answers as the Hub."""
     folder = Path(shutil.copytree(unpacked / VOCO, tmp_path / VOCO, ignore=shutil.ignore_patterns("__pycache__")))
     expected = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    argv = ["push_to_hf_hub", "--repo", "me/bundle", "--name", VOCO, "--bundle_dir", str(tmp_path),
+    argv = ["monai.bundle", "push_to_hf_hub", "--repo", "me/bundle", "--name", VOCO, "--bundle_dir", str(tmp_path),
             "--token", "hf_none", "--version", "0.0.1"]  # fmt: skip
     with stand_in_hub() as hub:
-        job = {"name": "push", "cwd": tmp_path, "argv": argv}
+        job = {"name": "push", "cwd": tmp_path, "program": "fire", "argv": argv}
         alone(root, tmp_path / "logs", [job], HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "home"), NO_PROXY="*")
     card = hub.files.pop("README.md").decode()
     assert hub.files == expected
