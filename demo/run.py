@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from workflow.checkpoint import newest_checkpoint
+from workflow.checkpoint_files import newest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SHARE = 1 / 3

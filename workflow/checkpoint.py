@@ -21,14 +21,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .before_step import StateBeforeStep
-from .checkpoint_files import checksum, is_rescued, is_whole, newest_checkpoint, numbered, save_tensors
+from .checkpoint_files import checksum, is_rescued, is_whole, numbered, save_tensors
 from .errors import NonFiniteError
 from .gather import barrier, is_first, of_each, of_first, ranks
 from .progress import Progress, RandomState, ScalerState, load_optimizer, load_scheduler, rescale_averages, reseed
 from .sampler import EpochSampler
 from .weights import WeightsError, load_tensors
 
-__all__ = ["Checkpoints", "WeightsSaver", "is_whole", "newest_checkpoint", "numbered", "save_tensors"]
+__all__ = ["Checkpoints", "WeightsSaver"]
 
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")

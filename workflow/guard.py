@@ -113,9 +113,16 @@ def command_line(argv: Sequence[str]) -> dict[str, Any]:
 
 def given_overrides(argv: Sequence[str]) -> dict[str, Any]:
     """The overrides on MONAI's own command line; none on another."""
-    if Path(argv[0]).parts[-3:-1] != ("monai", "bundle"):
-        return {}
-    return {name: value for name, value in command_line(argv).items() if name not in RUN_ARGUMENTS}
+    return _overrides(command_line(argv)) if _is_monais(argv) else {}
+
+
+def _is_monais(argv: Sequence[str]) -> bool:
+    """Whether it is ``python -m monai.bundle``."""
+    return Path(argv[0]).parts[-3:-1] == ("monai", "bundle")
+
+
+def _overrides(pairs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in pairs.items() if name not in RUN_ARGUMENTS}
 
 
 def _is_flag(token: str) -> bool:
@@ -169,14 +176,14 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
         unknown = [key for key in config if key not in described | RESERVED | tracking]
     known = set(described)
     argv = sys.argv if argv is None else argv
-    if Path(argv[0]).parts[-3:-1] == ("monai", "bundle"):
+    if _is_monais(argv):
         sys.excepthook = explain_last
         pairs = command_line(argv)
         _refuse_code(pairs)
         files = pairs.get("config_file", [])
         content = ConfigParser.load_config_files(files)
         known |= set(_ids({key: value for key, value in content.items() if key not in RESERVED}))
-        given = given_overrides(argv)
+        given = _overrides(pairs)
         overrides = [_normalise(name) for name in given]
         unknown += [name for name in overrides if name not in known and name not in unknown and "#" in name]
         _refuse_lost_values(given)

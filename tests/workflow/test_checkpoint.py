@@ -15,7 +15,8 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
-from workflow.checkpoint import Checkpoints, WeightsSaver, newest_checkpoint
+from workflow.checkpoint import Checkpoints, WeightsSaver
+from workflow.checkpoint_files import newest_checkpoint
 from workflow.progress import RandomState
 from workflow.weights import WeightsError, read_weights
 

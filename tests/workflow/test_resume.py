@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine
-from workflow.checkpoint import Checkpoints, WeightsSaver, is_whole, numbered, save_tensors
+from workflow.checkpoint import Checkpoints, WeightsSaver
+from workflow.checkpoint_files import is_whole, numbered, save_tensors
 from workflow.errors import NonFiniteError
 from workflow.weights import WeightsError
 

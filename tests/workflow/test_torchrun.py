@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from workflow.checkpoint import newest_checkpoint
+from workflow.checkpoint_files import newest_checkpoint
 
 pytestmark = pytest.mark.slow
 
