@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The versions that both bundles' metadata.json pin, as constraints for pip: `python tools/pins.py > constraints.txt`.
 
-It runs before anything is installed, so it needs the standard library alone.
+It runs before anything is installed, so it needs the standard library alone. `===` is equality to the letter: `==2.13.0` would
+also take a local build such as 2.13.0+cpu where pip finds one, and the registry's torchvision fails to import beside that.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def pins(path: Path) -> dict[str, str]:
 
 
 def constraints(paths: Iterable[Path]) -> list[str]:
-    """`package==version` of all files together, sorted.
+    """`package===version` of all files together, sorted.
 
     Raises:
         ValueError: two files pin different versions of a package, or a version is not a plain one.
@@ -38,7 +39,7 @@ def constraints(paths: Iterable[Path]) -> list[str]:
                 raise ValueError(f"{name} is {other} in {before} and {version} in {path}: bundles are tested together")
     if not found:
         raise ValueError("no metadata.json: nothing is pinned")
-    return [f"{name}=={version}" for name, (version, _) in sorted(found.items())]
+    return [f"{name}==={version}" for name, (version, _) in sorted(found.items())]
 
 
 def main(bundles: Path = BUNDLES) -> str | None:

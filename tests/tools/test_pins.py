@@ -26,12 +26,12 @@ def metadata(path: Path, **changes: str) -> Path:
 def test_versions_of_all_files_together(tmp_path: Path) -> None:
     files = [metadata(tmp_path / "a.json"), metadata(tmp_path / "b.json", scipy="1.15.3", tqdm="4.1.post1")]
     assert constraints(files) == [
-        "monai==1.6.1",
-        "numpy==2.2.6",
-        "scipy==1.15.3",
-        "timm==1.0.31",
-        "torch==2.13.0",
-        "tqdm==4.1.post1",
+        "monai===1.6.1",
+        "numpy===2.2.6",
+        "scipy===1.15.3",
+        "timm===1.0.31",
+        "torch===2.13.0",
+        "tqdm===4.1.post1",
     ]
 
 
@@ -61,7 +61,7 @@ def test_as_make_calls_it(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert ended.value.code is None
     lines = capsys.readouterr().out.splitlines()
     required = (line.split("#")[0].strip() for line in (root / "requirements.txt").read_text().splitlines())
-    assert {line.split("==")[0] for line in lines} == {Requirement(line).name for line in required if line}
+    assert {line.split("===")[0] for line in lines} == {Requirement(line).name for line in required if line}
 
 
 def test_a_fault_is_the_last_line_and_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
