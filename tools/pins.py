@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The versions that both bundles' metadata.json pin, as constraints for pip: `python tools/pins.py > constraints.txt`.
 
-It runs before anything is installed, so it needs the standard library alone. `===` is equality to the letter: `==2.13.0` would
-also take a local build such as 2.13.0+cpu where pip finds one, and the registry's torchvision fails to import beside that.
+It runs before anything is installed, so it needs the standard library alone. `===` is equality to the letter:
+`==2.13.0` would also take a local build such as 2.13.0+cpu where pip finds one, and the registry's torchvision fails to
+import beside that.
 """
 
 from __future__ import annotations
