@@ -111,7 +111,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_server(
     tmp_path_factory: pytest.TempPathFactory, settings_file: Path, weights: Path
 ) -> Iterator[Callable[..., Server]]:
-    """Starts a server over `studies` (a folder, which it writes to: give it a copy, or the address of a DICOMweb server)
+    """Starts a server over `studies` (a folder, which it writes to: give it a copy; or a DICOMweb address)
     as a user does, and waits until it answers. Arguments: `app` of an earlier server to start that one again; `conf`
     further `--conf` pairs; `environment` further variables; `shipped` the weights it starts with, None for none;
     `prefix` of the command (as `unshare`)."""
