@@ -16,7 +16,7 @@ PACKED := transforms networks workflow $(wildcard bundles/*/scripts) $(wildcard 
 ZOO := tools/zoo_style.cfg
 export PYTHONUNBUFFERED := 1
 # one thread a process: tests start several processes, and two cores are soon oversubscribed
-test test-all: export OMP_NUM_THREADS ?= 1
+test test-all test-label: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-pins test-all test-label label-env pack lint format clean
@@ -71,6 +71,11 @@ test-pins:
 test-all: lint
 	$(PY) -m coverage erase
 	$(PY) -m pytest $(PARALLEL) --durations=30 --cov --cov-report=term:skip-covered
+	$(MAKE) test-label
+
+## the tests of the MONAI Label app, in its own environment: real servers, a PACS, a browser
+test-label: $(LABEL_VENV)/dev.stamp
+	$(LABEL_PY) -m pytest tests/apps --durations=10
 
 ## both bundles as folders and zips that stand alone, in dist/; VOCO_WEIGHTS=FILE and RSNA_WEIGHTS=FILE go into them
 pack: $(VENV)/run.stamp
@@ -90,4 +95,4 @@ format: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf out .venv .venv-pins .coverage* .pytest_cache .ruff_cache
+	rm -rf out .venv .venv-pins .venv-label .coverage* .pytest_cache .ruff_cache
