@@ -8,7 +8,6 @@ The page writes nothing here: predictions, labels, the next study and the versio
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,14 +18,14 @@ from fastapi.responses import FileResponse, JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 
-from .errors import NotFound
+from .errors import NotFound, Unusable
+from .strategies import noted_entropy
 from .volumes import FileCache, VolumeReader
 
 if TYPE_CHECKING:
-    from monailabel.interfaces.datastore import Datastore
-
     from .bundles import Setup
     from .inference import Prediction
+    from .store import SeriesStore
     from .versions import ModelVersions
 
 __all__ = ["MODEL", "PAGE", "build_router", "list_studies"]
@@ -61,7 +60,7 @@ STATIC = {**HEADERS, "Cache-Control": "no-cache"}  # asked again each time: a ne
 
 
 def build_router(
-    setup: Setup, store: Datastore, versions: ModelVersions, predict: Callable[..., Prediction]
+    setup: Setup, store: SeriesStore, versions: ModelVersions, predict: Callable[..., Prediction]
 ) -> APIRouter:
     """The routes below `/review`.
 
@@ -97,7 +96,7 @@ def build_router(
         path, weights = Path(store.get_image_uri(image)), versions.current().weights
 
         def draw(file: IO[bytes]) -> None:
-            picture = predict(setup, path, weights, evidence=True).picture
+            picture = predict(setup, path, weights, evidence=True, name=image).picture
             if picture is None:
                 raise NotFound(f"image {image!r}: the classifier gives no picture of its evidence.")
             file.write(picture)
@@ -118,32 +117,29 @@ def build_router(
     return router
 
 
-def list_studies(store: Datastore) -> list[dict[str, Any]]:
+def list_studies(store: SeriesStore) -> list[dict[str, Any]]:
     """What the page lists of each image: first those to review, the most uncertain first and those without a score
     after them; then those with a label; last those that cannot be read. Equals are in the order of their ids."""
     return sorted((_study(store, image) for image in store.list_images()), key=_order)
 
 
-def _study(store: Datastore, image: str) -> dict[str, Any]:
+def _study(store: SeriesStore, image: str) -> dict[str, Any]:
+    """Anybody may note anything of an image through the interface, and put a file among the labels."""
     info = store.get_image_info(image)
+    try:
+        label, wrong = store.label(image), None
+    except Unusable as error:
+        label, wrong = None, error.msg
     return {
         "id": image,
-        "patient_id": info.get("patient_id"),
-        "label": _final_label(store, image),
-        "entropy": info.get("entropy"),
-        "entropy_version": info.get("entropy_version"),
-        "probabilities": info.get("probabilities"),
-        "failed": info.get("failed"),
+        "patient_id": info["patient_id"],
+        "label": label,
+        "label_error": wrong,
+        "entropy": noted_entropy(info),
+        "failed": str(info["failed"]) if info.get("failed") else None,
     }
 
 
 def _order(study: Mapping[str, Any]) -> tuple[int, float, str]:
     rank = 2 if study["failed"] else 1 if study["label"] else 0
-    return rank, -1.0 if study["entropy"] is None else -1.0 - study["entropy"], study["id"]
-
-
-def _final_label(store: Datastore, image: str) -> dict[str, Any] | None:
-    label = store.get_label_by_image_id(image, "final")
-    if not label:
-        return None
-    return json.loads(Path(store.get_label_uri(label, "final")).read_text(encoding="utf-8"))
+    return rank, 1.0 if study["entropy"] is None else -study["entropy"], study["id"]

@@ -19,6 +19,7 @@ const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
 export function studyItem(study, { current, draft, open }) {
   const tags = [];
   if (study.failed) tags.push(element("span", { class: "tag failed", title: study.failed }, "cannot be read"));
+  if (study.label_error) tags.push(element("span", { class: "tag failed", title: study.label_error }, "unusable label"));
   if (study.label) tags.push(element("span", { class: "tag labelled" }, "labelled"));
   if (draft) tags.push(element("span", { class: "tag draft" }, "not saved"));
   const scored = study.entropy !== null && study.entropy !== undefined;
@@ -49,18 +50,19 @@ export function groupCard(group, { probabilities, evidence, label, chosen, jump 
     if (name !== null && probabilities) {
       model.append(element("meter", { min: 0, max: 1, value: probabilities[name] }), percent(probabilities[name]));
     }
-    rows.push(element("label", { class: "row-class" }, element("span", {}, name ?? "unknown"), model,
+    rows.push(element("label", { class: name === null ? "row-class unknown" : "row-class" }, element("span", {}, name ?? "unknown"), model,
       element("span", { class: "reader" }, radio)));
   }
-  const card = element("fieldset", { class: "group" }, element("legend", {}, group.name), ...rows);
-  card.dataset.group = group.name;
+  const card = element("fieldset", { class: "group" }, element("legend", {}, group.name));
   if (evidence) card.append(evidenceLine(evidence, jump));
+  card.append(...rows);
+  card.dataset.group = group.name;
   return card;
 }
 
 /** `evidence`: [{slice, z, change}], the strongest first. */
 function evidenceLine(evidence, jump) {
-  const line = element("p", { class: "evidence" }, "Evidence, slices ");
+  const line = element("p", { class: "evidence" }, "Evidence: slices");
   for (const { slice, z, change } of evidence) {
     const sign = change > 0 ? "raises" : "lowers";
     const button = element("button", { type: "button" }, String(slice));

@@ -50,7 +50,8 @@ async function openStudy(id) {
   $("view").classList.remove("shown");
   $("controls").disabled = true;
   for (const name of ["where", "window", "value", "error", "answer"]) $(name).textContent = "";
-  $("form").hidden = true;
+  $("form").hidden = $("save").disabled = $("confirm").disabled = true;
+  $("label-state").textContent = "";
   hidePicture();
   viewer.clear();
   message("Loading …");
@@ -67,6 +68,28 @@ async function openStudy(id) {
   }
   showVolume();
   await predict(id);
+}
+
+const SCORING = ["SUBMITTED", "RUNNING"];
+const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+
+/** The uncertainty of every study without a label, by the server's background task; the list follows it. */
+async function score() {
+  $("score").disabled = true;
+  try {
+    let { status } = await server.score();
+    while (SCORING.includes(status)) {
+      $("score-state").textContent = "at work …";
+      await pause(2000);
+      ({ status } = await server.scoring());
+      await loadStudies();
+    }
+    $("score-state").textContent = status === "DONE" ? "" : "No study could be scored; the server's log says why.";
+  } catch (error) {
+    $("score-state").textContent = error.message;
+  } finally {
+    $("score").disabled = false;
+  }
 }
 
 function message(text, failed = false) {
@@ -236,10 +259,12 @@ function edit(change) {
 
 function topSlices(prediction, group) {
   const numbers = prediction?.evidence?.groups?.[group];
-  return numbers?.top_slices.map((index) => {
+  const found = numbers?.top_slices.map((index) => {
     const z = prediction.evidence.slice_z_mm[index];
     return { slice: viewer.sliceAt(z), z, change: numbers.change[index] };
   });
+  // several of the network's slices may lie nearest to one of the study's
+  return found?.filter(({ slice }, place) => found.findIndex((other) => other.slice === slice) === place);
 }
 
 function showForm() {
@@ -259,7 +284,7 @@ function showForm() {
   if (document.activeElement !== $("comment")) $("comment").value = label.comment ?? "";
   $("confirm").disabled = !prediction;
   $("picture").hidden = !prediction?.evidence;
-  $("form").hidden = false;
+  $("form").hidden = $("save").disabled = false;
   for (const radio of $("groups").querySelectorAll("input")) {
     if (radio.getAttribute("aria-label") === focused) radio.focus();
   }
@@ -269,7 +294,7 @@ function showForm() {
 function showLabelState() {
   const stored = study()?.label;
   const who = stored?.reader ? ` by ${stored.reader}` : "";
-  const text = state.drafts.has(state.open) ? "Not saved yet." : stored ? `Labelled${who}: stored.` : "No label yet.";
+  const text = state.drafts.has(state.open) ? "Not saved yet." : stored ? `Labelled${who}: stored.` : (study()?.label_error ?? "No label yet.");
   $("label-state").textContent = text;
   $("label-state").dataset.state = state.drafts.has(state.open) ? "draft" : stored ? "stored" : "none";
 }
@@ -371,6 +396,7 @@ async function chooseVersion(name) {
 
 function listen() {
   $("filter").addEventListener("input", showStudies);
+  $("score").addEventListener("click", score);
   $("refresh").addEventListener("click", () => loadStudies().catch(showError));
   $("slice").addEventListener("input", (event) => goTo(Number(event.target.value)));
   $("centre").addEventListener("input", (event) => setWindow(Number(event.target.value), viewer.width));

@@ -44,6 +44,8 @@ const json = async (path, options) => (await ask(path, options)).json();
 export const studies = () => json("review/studies");
 export const table = () => json("review/labels");
 export const next = () => json("activelearning/uncertain", { method: "POST" });
+export const score = () => json("scoring/entropy", { method: "POST" });
+export const scoring = () => json("scoring/");
 export const versions = () => json(`versions/${MODEL}`);
 export const chooseVersion = (version) => json(`versions/${MODEL}`, { method: "PUT", query: { version } });
 
