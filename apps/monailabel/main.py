@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 
 import requests
 from fastapi import FastAPI
-from lib.bundles import CLASSIFIER, PRETRAINING, bundles_folder, read_setup, use_bundle
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+
+from lib.bundles import CLASSIFIER, PRETRAINING, bundles_folder, read_setup, use_bundle
 
 # the bundle's modules, which those of the app import
 use_bundle(bundles_folder(Path(__file__).parent, settings.MONAI_LABEL_APP_CONF) / CLASSIFIER)

@@ -63,7 +63,11 @@ def bundles_folder(app_dir: Path, conf: Mapping[str, str]) -> Path:
     Raises:
         SetupError: if a bundle is not in it.
     """
-    folder = Path(conf["bundles"]).expanduser().resolve() if conf.get("bundles") else app_dir.resolve().parents[1] / "bundles"
+    folder = (
+        Path(conf["bundles"]).expanduser().resolve()
+        if conf.get("bundles")
+        else app_dir.resolve().parents[1] / "bundles"
+    )
     for name, configs in CONFIGS.items():
         for config in configs:
             if not (folder / name / "configs" / f"{config}.json").is_file():
@@ -148,5 +152,7 @@ def _settings(text: str | None) -> dict[str, dict[str, dict[str, Any]]]:
                 raise SetupError(f"{expected}, found {model!r}: {config!r}")
             own = sorted(set(overrides) & set(OWN))
             if own:
-                raise SetupError(f"--conf settings {text}: {model}, {config}: {', '.join(own)} is set by the app itself")
+                raise SetupError(
+                    f"--conf settings {text}: {model}, {config}: {', '.join(own)} is set by the app itself"
+                )
     return content

@@ -24,9 +24,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from scripts.labels import LabelTable
 from workflow.datalist import DatalistError
 from workflow.guard import CheckedWorkflow, RefusedValue
+
+from scripts.labels import LabelTable
 
 from .bundles import CLASSIFIER, Setup
 from .errors import Conflict, Unusable

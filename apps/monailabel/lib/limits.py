@@ -31,7 +31,9 @@ class RequestLimits:
         origins: of other sites that may (MONAI_LABEL_CORS_ORIGINS).
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], limit: int, origins: Sequence[str]) -> None:
+    def __init__(
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], limit: int, origins: Sequence[str]
+    ) -> None:
         self.app, self.limit, self.origins = app, limit, {origin.rstrip("/") for origin in origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

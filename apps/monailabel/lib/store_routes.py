@@ -28,7 +28,9 @@ LABEL_BYTES = 1_000_000
 NOTES = {"entropy", "entropy_version", "probabilities", "failed", "strategy"}
 
 
-def add_store_routes(router: APIRouter, app: InjuryApp, user: list[Any], annotator: list[Any], admin: list[Any]) -> None:
+def add_store_routes(
+    router: APIRouter, app: InjuryApp, user: list[Any], annotator: list[Any], admin: list[Any]
+) -> None:
     """Routes below `/datastore`, with the dependencies that hold for each role."""
     datastore = APIRouter(prefix="/datastore", tags=["Datastore"])
 
