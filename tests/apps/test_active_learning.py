@@ -108,7 +108,8 @@ class Classifier:
     def current(self) -> SimpleNamespace:
         return SimpleNamespace(name=self.version, weights=Path(self.version))
 
-    def predict(self, image: Path, weights: Path) -> SimpleNamespace:
+    def predict(self, image: Path, weights: Path, *, name: str) -> SimpleNamespace:
+        assert name == image.name
         self.calls.append((image.name, str(weights)))
         if image.name in self.faults:
             raise self.faults[image.name]

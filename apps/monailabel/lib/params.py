@@ -7,12 +7,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Body, Form
 
 from .errors import Unusable
 
-__all__ = ["ORIGINAL", "inference_params", "json_object", "task_params"]
+__all__ = ["ORIGINAL", "JsonBody", "JsonField", "inference_params", "json_object", "task_params"]
 
+JsonField = Annotated[str, Form()]
+JsonBody = Annotated[dict[str, Any] | None, Body()]
 ORIGINAL = "original"
 FLIPS = ("x", "y", "xy")
 INFERENCE = ("evidence", "save_label", "label_tag", "device", "tta")

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Body, Depends, File, Form, HTTPException, UploadFile
+from fastapi import APIRouter, Depends, HTTPException, UploadFile
 from monailabel.config import settings
 from monailabel.endpoints import activelearning, batch_infer, scoring, train
 from monailabel.endpoints import model as model_files
@@ -24,7 +24,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.utils.others.generic import remove_file
 
 from .errors import NotFound, Unusable
-from .params import inference_params, json_object, task_params
+from .params import JsonBody, JsonField, inference_params, json_object, task_params
 from .store_routes import add_store_routes
 from .task_state import task_state
 from .uploads import unpack_upload
@@ -63,7 +63,7 @@ def build_routes(app: InjuryApp) -> APIRouter:
     def info() -> dict[str, Any]:
         return app.info()
 
-    _close(router, {path: reason for path, reason in CLOSED.items()}, ["GET", "POST", "PUT", "DELETE", "HEAD"])
+    _close(router, CLOSED, ["GET", "POST", "PUT", "DELETE", "HEAD"])
     _close(router, READ_ONLY, ["PUT", "DELETE"])
     _add_inference(router, app)
     _add_starts(router, app)
@@ -84,8 +84,8 @@ def _add_inference(router: APIRouter, app: InjuryApp) -> None:
         image: str = "",
         session_id: str = "",
         output: str = "json",
-        params: str = Form("{}"),
-        file: UploadFile | None = File(None),
+        params: JsonField = "{}",
+        file: UploadFile | None = None,
     ) -> dict[str, Any]:
         """Probabilities of an image of the studies (its id), or of an upload: NIfTI, or a zip of one DICOM series."""
         _known(model, app.infers, "model")
@@ -102,7 +102,7 @@ def _add_inference(router: APIRouter, app: InjuryApp) -> None:
     def batch(
         model: str,
         images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
-        params: dict[str, Any] | None = Body(None),
+        params: JsonBody = None,
         run_sync: bool = False,
     ) -> Any:
         """Predict all images, the labelled or the unlabelled ones, and keep the predictions as labels `original`."""
@@ -131,21 +131,21 @@ def _infer(app: InjuryApp, request: Mapping[str, Any], image: str, file: UploadF
 
 def _add_starts(router: APIRouter, app: InjuryApp) -> None:
     @router.post("/activelearning/{strategy}", dependencies=USER, tags=["ActiveLearning"])
-    def sample(strategy: str, params: dict[str, Any] | None = Body(None)) -> dict[str, Any]:
+    def sample(strategy: str, params: JsonBody = None) -> dict[str, Any]:
         _known(strategy, app.strategies, "strategy")
         return activelearning.sample(strategy, task_params(params), None)
 
     @router.post("/scoring/{method}", dependencies=ANNOTATOR, tags=["Scoring"])
-    def score(method: str, params: dict[str, Any] | None = Body(None), run_sync: bool = False) -> Any:
+    def score(method: str, params: JsonBody = None, run_sync: bool = False) -> Any:
         _known(method, app.scoring_methods, "scoring method")
         return _shown(scoring.run_method(method, task_params(params), run_sync), run_sync)
 
     @router.post("/train/{model}", dependencies=ADMIN, tags=["Train"])
-    def start_training(
-        model: str, params: dict[str, Any] | None = Body(None), run_sync: bool = False, enqueue: bool = False
-    ) -> Any:
+    def start_training(model: str, params: JsonBody = None, run_sync: bool = False, enqueue: bool = False) -> Any:
         _known(model, app.trainers, "model to train")
-        return _shown(train.run_model(model, task_params(params), run_sync, enqueue), run_sync)
+        request = task_params(params)
+        app.trainers[model].check(request)
+        return _shown(train.run_model(model, request, run_sync, enqueue), run_sync)
 
 
 def _add_state(router: APIRouter, path: str, task: ModuleType, role: list[Any]) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, UploadFile
 from monailabel.endpoints import datastore as stock
 from monailabel.utils.others.generic import get_mime_type
 from starlette.responses import FileResponse
 
 from .errors import NotFound, TooLarge, Unusable
-from .params import json_object
+from .params import JsonField, json_object
 
 if TYPE_CHECKING:
     from main import InjuryApp
@@ -47,7 +47,7 @@ def _add_images(router: APIRouter, app: InjuryApp, user: list[Any], annotator: l
     store = app.datastore()
 
     @router.put("/image", dependencies=annotator)
-    def add_image(image: str = "", params: str = Form("{}"), file: UploadFile = File(...)) -> dict[str, str]:
+    def add_image(file: UploadFile, image: str = "", params: JsonField = "{}") -> dict[str, str]:
         """Add a NIfTI file to a folder of studies."""
         name = Path(file.filename or "").name
         with TemporaryDirectory(prefix="upload-") as folder:
@@ -77,7 +77,7 @@ def _add_images(router: APIRouter, app: InjuryApp, user: list[Any], annotator: l
         return store.get_image_info(image)
 
     @router.put("/image/info", dependencies=annotator)
-    def note(image: str, info: str = Form("{}")) -> None:
+    def note(image: str, info: JsonField = "{}") -> None:
         store.update_image_info(image, _image_info(info))
 
 
@@ -85,9 +85,7 @@ def _add_labels(router: APIRouter, app: InjuryApp, user: list[Any], annotator: l
     store = app.datastore()
 
     @router.put("/label", dependencies=annotator)
-    def save_label(
-        image: str, tag: str = FINAL, params: str = Form("{}"), label: UploadFile = File(...)
-    ) -> dict[str, Any]:
+    def save_label(image: str, label: UploadFile, tag: str = FINAL, params: JsonField = "{}") -> dict[str, Any]:
         """Store the label of an image: a JSON file, `{"groups": {"spleen": "high", ...}}`."""
         info = json_object(params, "params")
         with TemporaryDirectory(prefix="label-") as folder:
@@ -115,7 +113,7 @@ def _add_labels(router: APIRouter, app: InjuryApp, user: list[Any], annotator: l
         return store.get_label_info(label, tag)
 
     @router.put("/label/info", dependencies=annotator)
-    def update_label_info(label: str, tag: str, info: str = Form("{}")) -> None:
+    def update_label_info(label: str, tag: str, info: JsonField = "{}") -> None:
         store.update_label_info(label, tag, json_object(info, "info"))
 
 
