@@ -1,0 +1,120 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Small JSON files that several processes read and write: whole or not at all, changed under a lock."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .errors import Conflict, Unusable
+
+__all__ = ["change_object", "parse_object", "read_object", "remove_files", "write_object", "writing"]
+
+LIMIT = 4_000_000  # bytes; a reply with the evidence of all groups has some 10,000
+WAIT = 30.0  # seconds for another process to finish its change
+
+
+def parse_object(content: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `content`.
+
+    Raises:
+        Unusable: it is none, or holds NaN or infinity, which no reply can carry.
+    """
+    if len(content) > LIMIT:
+        raise Unusable(f"{what}: expected at most {LIMIT} bytes, got {len(content)}")
+    try:
+        parsed = json.loads(content, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise Unusable(f"{what}: expected a JSON object: {error}") from error
+    if not isinstance(parsed, dict):
+        raise Unusable(f"{what}: expected a JSON object, got {type(parsed).__name__}")
+    return parsed
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file. Raises Unusable as `parse_object`."""
+    try:
+        with path.open("rb") as file:
+            return parse_object(file.read(LIMIT + 1), what)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise Conflict(f"{what} cannot be read: {error.strerror}") from error
+
+
+def write_object(root: Path, path: Path, content: dict[str, Any], what: str) -> None:
+    """Writes a JSON object below `root`. Raises Conflict if that cannot be written, Unusable if it is no JSON."""
+    text = _text(content, what)
+    with writing(root, what):
+        _replace(path, text)
+
+
+def change_object(
+    root: Path, path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], what: str
+) -> dict[str, Any]:
+    """Reads, changes and writes a JSON object while no other process does. A file that is none counts as empty."""
+    with writing(root, what):
+        try:
+            content = read_object(path, what) or {}
+        except Unusable:
+            content = {}
+        content = change(content)
+        _replace(path, _text(content, what))
+    return content
+
+
+def remove_files(root: Path, paths: list[Path], what: str) -> None:
+    """Removes files below `root`, present or not. Raises Conflict if it cannot."""
+    with writing(root, what):
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _text(content: dict[str, Any], what: str) -> str:
+    try:
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Unusable(f"{what}: expected a JSON object: {error}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # ends in .json: the search for series opens files of unknown kinds, and this one may be gone by then
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", suffix=".tmp.json",
+                                     delete=False) as file:  # fmt: skip
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(root: Path, what: str) -> Iterator[None]:
+    """Holds the lock of `root`, which it makes; what the disk refuses is a `Conflict`."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock.json", timeout=WAIT):
+            yield
+    except Timeout as error:
+        raise Conflict(f"{what}: another process has kept the labels locked for {WAIT:.0f} s") from error
+    except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise Conflict(f"{what} cannot be stored: the server may not write to the labels folder") from error
+        raise Conflict(f"{what} cannot be stored: {error.strerror}") from error

@@ -1,0 +1,170 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The versions of a model: the weights that are shipped, and those of each training beside them.
+
+```
+versions/
+  current.json      which one is used, since when and why; before it those that were; absent: the shipped one
+  0001/             a training with its evaluations, as it was run
+    version.json    when, on how many patients, its score and that of the version before, why it was chosen or not
+    training/model.pt
+```
+
+All is read from the files at each call: the server and the processes that train share nothing else. A version comes
+into being by renaming a finished run, and none is ever changed or removed here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from .errors import Conflict, NotFound
+
+__all__ = ["SHIPPED", "WEIGHTS", "ModelVersions", "Version", "now"]
+
+SHIPPED = "shipped"
+WEIGHTS = "training/model.pt"  # in a version's folder, beside the config and the patients of its training
+RECORD, CURRENT = "version.json", "current.json"
+NAME = re.compile(r"[0-9]{4,}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version's name and its weights file, which exists."""
+
+    name: str
+    weights: Path
+
+
+class ModelVersions:
+    """The versions of one model.
+
+    Args:
+        folder: of the versions; made when the first is added.
+        shipped: the weights to begin with, which nothing here writes to; they may be absent.
+    """
+
+    def __init__(self, folder: Path, shipped: Path) -> None:
+        self.folder, self.shipped = Path(folder), Path(shipped)
+
+    def current(self) -> Version:
+        """The version in use.
+
+        Raises:
+            Conflict: if there are no weights yet, or those that were chosen are gone.
+        """
+        choices = self._choices()
+        name = choices[-1]["name"] if choices else SHIPPED
+        if self._weights(name).is_file():
+            return Version(name, self._weights(name))
+        if name != SHIPPED:
+            raise Conflict(
+                f"the weights of version {name}, which was chosen, are gone: choose another of {self._known()}"
+            )
+        raise Conflict(
+            "there are no weights yet: none are shipped, and no training was done. Give a weights file by"
+            " --conf weights, or label images and train"
+        )
+
+    def list(self) -> list[dict[str, Any]]:
+        """What is known of each version, the shipped one first, then by age: ``name``, ``created``, ``score`` and
+        ``compared_with`` (name and score of the version that was in use) on the patients held out then, ``chosen``
+        (whether it is in use), ``reason``, ``labels`` (patients with labels)."""
+        choices = self._choices()
+        current = choices[-1]["name"] if choices else SHIPPED
+        listed = []
+        for name in self._names():
+            record = {} if name == SHIPPED else _read(self.folder / name / RECORD)
+            reason = "shipped with the bundle" if name == SHIPPED else record.get("reason")
+            last = [choice["reason"] for choice in choices if choice["name"] == name]
+            keys = ("created", "score", "compared_with", "labels", "started_from")
+            known = {key: record.get(key) for key in keys}
+            listed.append({"name": name, **known, "chosen": name == current, "reason": last[-1] if last else reason})
+        return listed
+
+    def choose(self, name: str, reason: str = "chosen by hand") -> Version:
+        """Use this version from now on, an earlier one or the shipped one too.
+
+        Raises:
+            NotFound: if there is no such version.
+        """
+        with self._lock():
+            if name not in self._names():
+                raise NotFound(f"no version {name!r}: expected one of {self._known()}")
+            choices = self._choices()
+            if not choices or choices[-1]["name"] != name:
+                choices.append({"name": name, "at": now(), "reason": reason})
+                _write(self.folder / CURRENT, choices)
+        return Version(name, self._weights(name))
+
+    def add(self, run: Path, record: Mapping[str, Any]) -> Version:
+        """A finished run becomes a version, and the one in use where the record says ``chosen``.
+
+        Args:
+            run: folder that holds `WEIGHTS`, on the same file system; it is renamed.
+            record: what `list` tells.
+
+        Raises:
+            Conflict: if the run left no weights.
+        """
+        if not (run / WEIGHTS).is_file():
+            raise Conflict("the training left no weights: no version is made of it")
+        with self._lock():
+            numbers = [int(path.name) for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
+            name = f"{max(numbers, default=0) + 1:04d}"
+            _write(run / RECORD, {"created": now(), **record})
+            os.rename(run, self.folder / name)
+        if record.get("chosen"):
+            return self.choose(name, str(record.get("reason")))
+        return Version(name, self._weights(name))
+
+    def _lock(self) -> FileLock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock", timeout=60)
+
+    def _weights(self, name: str) -> Path:
+        return self.shipped if name == SHIPPED else self.folder / name / WEIGHTS
+
+    def _names(self) -> list[str]:
+        """Of all versions that have weights."""
+        found = sorted((path.name for path in self.folder.glob("*") if NAME.fullmatch(path.name)), key=int)
+        return [name for name in (SHIPPED, *found) if self._weights(name).is_file()]
+
+    def _known(self) -> str:
+        return ", ".join(self._names()) or "none"
+
+    def _choices(self) -> list[dict[str, str]]:
+        """All choices so far, the last one holds."""
+        path = self.folder / CURRENT
+        return _read(path) if path.is_file() else []
+
+
+def now() -> str:
+    """UTC, so that later is greater as text."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Conflict(f"{path.parent.name}/{path.name} of the versions cannot be read: {error}") from error
+
+
+def _write(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    new = path.with_name(f".{path.name}.tmp")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)

@@ -1,0 +1,127 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Versions of a model: a new one beside the shipped weights, chosen or not, and the way back."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+APP = Path(__file__).resolve().parents[2] / "apps" / "monailabel"
+
+
+@pytest.fixture(scope="module")
+def lib() -> ModuleType:
+    """`lib.versions` as the server imports it."""
+    sys.path.insert(0, str(APP))
+    try:
+        return importlib.import_module("lib.versions")
+    finally:
+        sys.path.remove(str(APP))
+
+
+@pytest.fixture
+def versions(lib: ModuleType, tmp_path: Path) -> object:
+    shipped = tmp_path / "bundle" / "model.pt"
+    shipped.parent.mkdir()
+    shipped.write_bytes(b"shipped")
+    return lib.ModelVersions(tmp_path / "out" / "versions", shipped)
+
+
+def a_run(folder: Path, content: bytes = b"trained") -> Path:
+    (folder / "training").mkdir(parents=True)
+    (folder / "training" / "model.pt").write_bytes(content)
+    return folder
+
+
+def test_shipped_weights_are_the_first_version(versions: object) -> None:
+    assert (versions.current().name, versions.current().weights.read_bytes()) == ("shipped", b"shipped")
+    [only] = versions.list()
+    assert only["name"] == "shipped"
+    assert only["chosen"] is True
+    assert not versions.folder.exists(), "looking writes nothing"
+
+
+def test_without_any_weights_it_is_said_what_to_do(lib: ModuleType, tmp_path: Path) -> None:
+    none = lib.ModelVersions(tmp_path / "versions", tmp_path / "absent.pt")
+    with pytest.raises(lib.Conflict, match="--conf weights") as raised:
+        none.current()
+    assert str(tmp_path) not in str(raised.value)
+    assert none.list() == []
+    assert none.add(a_run(tmp_path / "run"), {"chosen": True, "reason": "the first"}).name == "0001"
+    assert none.current().name == "0001"
+
+
+def test_a_chosen_version_is_used_and_there_is_a_way_back(versions: object, tmp_path: Path) -> None:
+    record = {"chosen": True, "reason": "better", "score": 1.0, "labels": 9,
+              "compared_with": {"name": "shipped", "score": 2.0}}  # fmt: skip
+    added = versions.add(a_run(tmp_path / "out" / "run"), record)
+    assert added == versions.current()
+    assert added.weights.read_bytes() == b"trained"
+    assert not (tmp_path / "out" / "run").exists()
+    assert versions.choose("shipped").weights == versions.shipped
+    shipped, trained = versions.list()
+    assert (shipped["chosen"], shipped["reason"]) == (True, "chosen by hand")
+    assert (trained["chosen"], trained["reason"], trained["score"], trained["labels"]) == (False, "better", 1.0, 9)
+    assert trained["compared_with"] == {"name": "shipped", "score": 2.0}
+    assert trained["created"]
+    assert versions.shipped.read_bytes() == b"shipped"
+
+
+def test_a_version_that_is_not_chosen_is_kept(versions: object, tmp_path: Path) -> None:
+    added = versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False, "reason": "worse"})
+    assert added.name == "0001"
+    assert versions.current().name == "shipped"
+    assert versions.choose("0001").name == versions.current().name == "0001"
+
+
+@pytest.mark.parametrize("name", ["0002", "", "..", "../versions/0001", "1", "SHIPPED", "0001/", "٠٠٠١"])
+def test_an_unknown_version_is_not_found(lib: ModuleType, versions: object, tmp_path: Path, name: str) -> None:
+    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False})
+    with pytest.raises(lib.NotFound, match="expected one of shipped, 0001"):
+        versions.choose(name)
+    assert versions.current().name == "shipped"
+
+
+def test_another_object_and_so_another_process_sees_the_same(lib: ModuleType, versions: object, tmp_path: Path) -> None:
+    other = lib.ModelVersions(versions.folder, versions.shipped)
+    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
+    assert other.current().name == "0001"
+    other.choose("shipped")
+    assert versions.current().name == "shipped"
+
+
+def test_numbers_are_never_used_twice(versions: object, tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / "out" / f"run{i}", b"%d" % i) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda run: versions.add(run, {"chosen": False}).name, runs))
+    assert sorted(names) == [f"{i:04d}" for i in range(1, 9)]
+    assert [entry["name"] for entry in versions.list()] == ["shipped", *sorted(names)]
+
+
+def test_a_training_without_weights_is_no_version(lib: ModuleType, versions: object, tmp_path: Path) -> None:
+    (tmp_path / "out" / "run").mkdir(parents=True)
+    with pytest.raises(lib.Conflict, match="left no weights"):
+        versions.add(tmp_path / "out" / "run", {"chosen": True})
+    assert versions.current().name == "shipped"
+
+
+def test_chosen_weights_that_are_gone_are_said(lib: ModuleType, versions: object, tmp_path: Path) -> None:
+    added = versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
+    added.weights.unlink()
+    with pytest.raises(lib.Conflict, match=r"weights of version 0001, .* are gone: choose another of shipped"):
+        versions.current()
+    assert versions.choose("shipped") == versions.current()
+
+
+def test_a_damaged_record_is_said_without_a_path(lib: ModuleType, versions: object, tmp_path: Path) -> None:
+    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
+    (versions.folder / "current.json").write_text("[{")
+    with pytest.raises(lib.Conflict, match=r"versions/current.json .* cannot be read") as raised:
+        versions.current()
+    assert str(tmp_path) not in str(raised.value)
