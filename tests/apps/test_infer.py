@@ -157,8 +157,7 @@ def test_ten_clients_at_once_get_right_answers_and_memory_stays_bounded(server: 
         after = process.memory_info().rss
     for image, status, injuries in answers:
         assert (status, injuries) == ((422, None) if image == BROKEN else (200, direct[image]["probabilities"]))
-    print(f"RSS {before / 1e6:.0f} MB after 20 requests, {after / 1e6:.0f} MB after 40 more")
-    assert after - before < 40e6
+    assert after - before < 40e6, f"RSS {before / 1e6:.0f} MB after 20 requests, {after / 1e6:.0f} MB after 40 more"
     assert len(process.open_files()) < 20
 
 
