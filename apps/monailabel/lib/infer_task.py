@@ -118,6 +118,7 @@ class InjuryBatchInfer(BatchInferTask):
         for number, image in enumerate(images, start=1):
             try:
                 result = infer({**request, "image": image, "save_label": True}, datastore)
+                Path(result["file"]).unlink()
                 results[image] = {key: result[key] for key in ("label", "tag", "params")}
                 logger.info("%d of %d: %s", number, len(images), image)
             except AppError as error:
