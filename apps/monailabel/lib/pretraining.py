@@ -1,0 +1,105 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pretraining from MONAI Label: of the backbone, on every image."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from .bundle_run import RunFailed, is_complete
+from .bundle_task import FOLDS, TRAINING, BundleTrainTask
+from .bundles import CLASSIFIER, PRETRAINING, Setup
+from .cohort import unlabelled_entries, write_datalist
+from .errors import Conflict
+from .versions import WEIGHTS, ModelVersions, now
+
+__all__ = ["PretrainTask", "newest_pretraining"]
+
+logger = logging.getLogger(__name__)
+
+RECORD = "pretraining.json"
+
+
+class PretrainTask(BundleTrainTask):
+    """Pretrains a backbone on every image, labelled or not; the classifier's next training starts from it.
+
+    Patients that the classifier's comparison holds out are held out here too. ``start`` of a request: ``auto``, from
+    the backbone of the classifier's version in use if there is one; or ``version``, ``scratch``.
+    """
+
+    model = PRETRAINING
+    starts = ("auto", "version", "scratch")
+    # one broken series among thousands is listed, and does not keep the others from being used
+    defaults: Mapping[str, Any] = {"skip_failed": True}
+
+    def __init__(self, setup: Setup, versions: ModelVersions) -> None:
+        super().__init__(setup, versions, "Pretrains on every image; the classifier's next training starts from it")
+
+    def stats(self) -> dict[str, Any]:
+        newest = newest_pretraining(self.setup)
+        return {} if newest is None else {key: newest[key] for key in ("name", "created", "images", "started_from")}
+
+    def _run(self, start: str, parameters: Mapping[str, Any], store: Any) -> dict[str, Any]:
+        entries = unlabelled_entries(store, Path(store.images_root))
+        patients = {entry["patient_id"] for entry in entries}
+        if len(patients) < 2:
+            raise Conflict(f"too few images: pretraining needs those of at least 2 patients, found {len(patients)}")
+        origin, started_from = self._origin(start)
+        run = self._new_run()
+        write_datalist(run / "datalist.json", entries)
+        overrides = {**self._overrides(parameters, run, store), **self._held_out(patients, run), **origin}
+        logger.info("pretraining on %d images; starts from %s", len(entries), started_from)
+        done = self._bundle(("train.json",), overrides, run, TRAINING, store)
+        if not (run / WEIGHTS).is_file():
+            raise RunFailed(f"{TRAINING} left no weights")
+        shutil.rmtree(done / "checkpoints", ignore_errors=True)
+        record = {"name": run.name, "created": now(), "images": len(entries), "started_from": started_from}
+        new = run / f"{RECORD}.tmp"
+        new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(new, run / RECORD)
+        logger.info("pretraining %s is complete: the classifier's next training starts from it", run.name)
+        return record
+
+    def _held_out(self, patients: Collection[str], run: Path) -> dict[str, Any]:
+        """By the classifier's folds, where these leave images on both sides; else a share of the patients."""
+        from workflow.datalist import read_folds
+
+        folds = self.setup.output_root / CLASSIFIER / FOLDS
+        if not folds.is_file():
+            return {"folds_file": None}
+        path = Path(shutil.copyfile(folds, run / FOLDS))
+        fold = self.setup.overrides(CLASSIFIER, "train").get("fold", self._train["fold"])
+        of_patient = read_folds(path)
+        out = {patient for patient in patients if of_patient.get(patient) == str(fold)}
+        tested = {patient for patient in patients if of_patient.get(patient) == "test"}
+        both = out and len(out) + len(tested) < len(patients)
+        return {"folds_file": str(path), "fold": fold} if both else {"folds_file": None}
+
+    def _origin(self, start: str) -> tuple[dict[str, Any], str]:
+        if start == "scratch":
+            return {"pretrained_path": None}, "scratch"
+        try:
+            current = self.versions.current()
+        except Conflict:
+            if start == "version":
+                raise
+            given = "pretrained_path" in self.setup.overrides(self.model, "train")
+            return {}, "the settings' pretrained_path" if given else "scratch"
+        return {"pretrained_path": str(current.weights)}, f"the backbone of version {current.name}"
+
+
+def newest_pretraining(setup: Setup) -> dict[str, Any] | None:
+    """``name``, ``created``, ``images``, ``started_from`` and ``weights`` of the newest complete pretraining."""
+    found = []
+    for path in (setup.output_root / PRETRAINING / "runs").glob(f"*/{RECORD}"):
+        weights = path.parent / WEIGHTS
+        if weights.is_file() and is_complete(weights.parent):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found.append({**record, "weights": str(weights)})
+    return max(found, key=lambda record: record["created"], default=None)
