@@ -182,11 +182,14 @@ def test_what_is_not_the_images_own_fault_is_not_noted(store: LocalStore) -> Non
     classifier.faults = {"a.nii.gz": NotFound("it is no longer there")}
     assert set(classifier.scoring()({}, store)["failed"]) == {"a.nii.gz"}
     assert "failed" not in store.get_image_info("a.nii.gz")
-    classifier.version, classifier.faults = "0001", {"b.nii.gz": Conflict("there are no weights")}
-    classifier.calls.clear()
-    with pytest.raises(Conflict, match="no weights"):
+
+
+def test_what_cannot_be_noted_is_said_before_the_work(store: LocalStore) -> None:
+    classifier = Classifier()
+    (store.root / "labels").write_text("no folder")
+    with pytest.raises(Conflict, match=r"note of image a\.nii\.gz cannot be stored"):
         classifier.scoring()({}, store)
-    assert [name for name, _ in classifier.calls] == ["a.nii.gz", "b.nii.gz"], "it would be so for all the others"
+    assert classifier.calls == []
 
 
 def test_without_images_there_is_nothing_to_do(tmp_path: Path) -> None:
