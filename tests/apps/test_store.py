@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -339,20 +338,6 @@ def test_an_image_is_added_once_and_never_removed(studies: Path, tmp_path: Path)
     with pytest.raises(Conflict, match="never deletes images"):
         store.remove_image("c.nii.gz")
     assert sorted(path.name for path in studies.iterdir()) == ["a.nii.gz", "b.nii.gz", "c.nii.gz", "case 7", "labels"]
-
-
-def test_the_archive_holds_labelled_images_with_their_labels(studies: Path, tmp_path: Path) -> None:
-    store = open_store(studies)
-    with pytest.raises(NotFound, match="no final label yet"):
-        store.get_dataset_archive(None)
-    save(store, "a.nii.gz", tmp_path)
-    save(store, "case 7/venous", tmp_path)
-    with zipfile.ZipFile(store.get_dataset_archive(None)) as archive:
-        names = archive.namelist()
-    assert {"image/a.nii.gz", "label/a.nii.gz.json", "label/case 7/venous.json"} < set(names)
-    assert sum(name.startswith("image/case 7/venous/") for name in names) == 8
-    path = store.get_dataset_archive(1)
-    assert len(list(Path(path).parent.iterdir())) == 1, "the last one only"
 
 
 def test_studies_that_are_gone_are_an_error_and_not_empty(studies: Path) -> None:

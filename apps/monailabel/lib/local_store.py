@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow.datalist import DatalistError, find_series
+
 from .errors import Conflict, NotFound, Unusable
 from .files import writing
 from .store import LABELS, SeriesStore
@@ -104,10 +106,6 @@ class LocalStore(SeriesStore):
         raise Conflict("the studies cannot be listed: they keep changing, or are gone")
 
     def _list(self) -> dict[str, dict[str, Any]]:
-        # the bundle is on the path of imports only when the settings are known
-        from workflow.datalist import find_series
-        from workflow.errors import DatalistError
-
         if not self.root.is_dir():
             raise Conflict("the studies folder is gone")
         try:

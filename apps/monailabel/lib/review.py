@@ -81,9 +81,12 @@ def build_router(
     def studies() -> JSONResponse:
         return JSONResponse(list_studies(store), headers=PRIVATE)
 
-    @router.get("/labels", dependencies=user, summary="Groups and classes that a label may name")
+    @router.get("/labels", dependencies=user, summary="Groups and classes of labels, the healthy first")
     def labels() -> JSONResponse:
-        return JSONResponse(reader.table(), headers=STATIC)
+        groups = [
+            {"name": group.name, "classes": [each.name for each in group.classes]} for group in store.table.groups
+        ]
+        return JSONResponse({"groups": groups, "window": reader.window}, headers=STATIC)
 
     @router.get("/volume", dependencies=user, summary="The checked HU volume of a study as NIfTI")
     def volume(image: str) -> FileResponse:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.tasks.scoring import ScoringMethod
@@ -28,14 +27,14 @@ class EntropyScoring(ScoringMethod):
 
     Args:
         current: the version of the weights in use (``name`` and ``weights``).
-        predict: prediction (``probabilities``) of an image by weights.
+        predict: `lib.inference.predict` for a setup: prediction of an image by weights; `name` is for messages.
         entropy: of probabilities by group and class, from 0 (sure) to 1.
     """
 
     def __init__(
         self,
         current: Callable[[], Any],
-        predict: Callable[[Path, Path], Any],
+        predict: Callable[..., Any],
         entropy: Callable[[Mapping[str, Mapping[str, float]]], float],
     ) -> None:
         super().__init__("Entropy over the groups of the prediction")
@@ -74,7 +73,7 @@ class EntropyScoring(ScoringMethod):
         return done
 
     def _score(self, datastore: SeriesStore, image: str, version: Any) -> float:
-        probabilities = self._predict(datastore.path(image), version.weights).probabilities
+        probabilities = self._predict(datastore.path(image), version.weights, name=image).probabilities
         value = float(self._entropy(probabilities))
         datastore.update_image_info(image, {"entropy": value, "entropy_version": version.name,
                                             "probabilities": probabilities, "failed": None})  # fmt: skip

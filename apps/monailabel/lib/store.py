@@ -13,10 +13,8 @@ from __future__ import annotations
 import io
 import logging
 import re
-import tempfile
 import threading
 import time
-import zipfile
 from abc import abstractmethod
 from collections.abc import Mapping
 from enum import Enum
@@ -59,7 +57,6 @@ class SeriesStore(Datastore):
         self._found: dict[str, dict[str, Any]] = {}
         self._found_at = -float("inf")
         self._finding = threading.Lock()
-        self._archives: tempfile.TemporaryDirectory[str] | None = None
 
     @abstractmethod
     def _find(self) -> dict[str, dict[str, Any]]:
@@ -230,23 +227,7 @@ class SeriesStore(Datastore):
         return {"name": self.name(), "description": self.description(), "labels_dir": LABELS, "objects": objects}
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """Path of a ZIP of the labelled images and their labels; the next one replaces it."""
-        items = self.datalist()[: max(limit_cases or 0, 0) or None]
-        if not items:
-            raise NotFound("there is no final label yet, so nothing to put into an archive")
-        if self._archives is None:
-            self._archives = tempfile.TemporaryDirectory(prefix="monailabel-archive-")
-        folder = Path(self._archives.name)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-            with zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
-                for item in items:
-                    archive.write(item["label"], f"label/{item['id']}.json")
-                    image = Path(item["image"])
-                    files = [image] if image.is_file() else [path for path in image.iterdir() if path.is_file()]
-                    for path in files:
-                        inside = "" if path == image else f"/{path.name}"
-                        archive.write(path, f"image/{item['id']}{inside}")
-            return str(Path(file.name).replace(folder / "dataset.zip"))
+        raise Conflict(f"no archive is made: the images and, below {LABELS}, their labels are files in one folder")
 
     def _images(self) -> dict[str, dict[str, Any]]:
         with self._finding:  # one search at a time: the others wait for what it finds

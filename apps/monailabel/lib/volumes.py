@@ -16,6 +16,9 @@ from typing import IO, Any
 import nibabel as nib
 import numpy as np
 from monai.bundle import ConfigParser
+from transforms.errors import SeriesError
+from workflow.cache import describe, fingerprint
+from workflow.run import whole_file
 
 from .errors import Unusable
 
@@ -31,31 +34,18 @@ class VolumeReader:
     """
 
     def __init__(self, bundle: Path, overrides: Mapping[str, Any]) -> None:
-        # importable only since the bundle is on sys.path
-        from transforms.errors import SeriesError
-        from workflow.cache import describe, fingerprint
-
         parser = ConfigParser()
         parser.read_config(str(bundle / "configs" / "inference.json"))
         parser["bundle_root"] = str(bundle)
         parser.update(dict(overrides))
         self._load = parser.get_parsed_content("preprocessing#transforms#0")
-        self._labels = parser.get_parsed_content("labels")
-        self._window = [float(value) for value in parser.get_parsed_content("window")]
-        self._error, self._fingerprint = SeriesError, fingerprint
+        self.window = [float(value) for value in parser.get_parsed_content("window")]  # HU, what the network sees
         self._description = json.dumps(describe(self._load), sort_keys=True, default=str)
-
-    def table(self) -> dict[str, Any]:
-        """Groups with their classes, the healthy one first, and the HU window that the network sees."""
-        groups = [
-            {"name": group.name, "classes": [item.name for item in group.classes]} for group in self._labels.groups
-        ]
-        return {"groups": groups, "window": self._window}
 
     def key(self, path: Path, image: str, *more: object) -> str:
         """Changes with the files at `path` (names, sizes, times) and with how they are read."""
         try:
-            parts = [self._description, self._fingerprint(path), image, *more]
+            parts = [self._description, fingerprint(path), image, *more]
         except OSError as error:
             raise Unusable(f"image {image!r} cannot be read: {error.strerror}.") from error
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -69,7 +59,7 @@ class VolumeReader:
         """
         try:
             volume = self._load({"image": str(path)})["image"]
-        except self._error as error:
+        except SeriesError as error:
             raise Unusable(str(error).replace(str(path), image)) from error
         affine = np.asarray(volume.affine, dtype=np.float64)
         nifti = nib.Nifti1Image(np.asarray(volume)[0], affine)
@@ -91,8 +81,6 @@ class FileCache:
 
     def get(self, key: str, suffix: str, make: Callable[[IO[bytes]], None]) -> Path:
         """The file of `key`, which `make` writes unless it is there."""
-        from workflow.run import whole_file  # importable since the bundle is on sys.path
-
         path = self.folder / f"{key}{suffix}"
         with self._lock:
             if not path.exists():

@@ -76,8 +76,8 @@ function evidenceLine(evidence, jump) {
 
 const VERSION_COLUMNS = [
   ["version", (version) => version.name],
-  ["made", (version) => version.created ?? ""],
-  ["score (lower is better)", (version) => version.score?.toFixed?.(4) ?? ""],
+  ["made", (version) => version.created?.slice(0, 16).replace("T", " ") ?? ""],
+  ["score, lower is better", (version) => version.score?.toFixed?.(4) ?? ""],
   ["labelled patients", (version) => version.labels ?? ""],
   ["why", (version) => version.reason ?? ""],
 ];
@@ -87,7 +87,8 @@ export function versionHeader() {
 }
 
 export function versionRow(version, choose) {
-  const cells = VERSION_COLUMNS.map(([, text]) => element("td", {}, String(text(version))));
+  const cells = VERSION_COLUMNS.map(([name, text]) =>
+    element("td", { class: name === "why" ? "long" : "" }, String(text(version))));
   const button = element("button", { type: "button", disabled: version.chosen }, version.chosen ? "in use" : "use");
   button.setAttribute("aria-label", version.chosen ? `${version.name} is in use` : `Use version ${version.name}`);
   button.addEventListener("click", () => choose(version.name));

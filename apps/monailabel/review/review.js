@@ -18,7 +18,7 @@ const state = {
   drafts: new Map(), // id -> label that is not saved yet
   version: null,
 };
-const viewer = new Viewer($("canvas"), showWindow);
+const viewer = new Viewer($("canvas"));
 globalThis.reviewPage = { state, viewer }; // for the browser's console and for tests
 
 // ---- studies
@@ -154,11 +154,10 @@ function showWindow() {
 let pending = 0; // a slider moves faster than a large volume is drawn
 
 function setWindow(centre, width) {
+  Object.assign(viewer, { centre, width });
+  showWindow();
   cancelAnimationFrame(pending);
-  pending = requestAnimationFrame(() => {
-    viewer.setWindow(centre, width);
-    showWindow();
-  });
+  pending = requestAnimationFrame(() => viewer.setWindow(centre, width));
 }
 
 function showPresets() {
@@ -172,6 +171,12 @@ function showPresets() {
     button.addEventListener("click", () => setWindow(centre, width));
     return button;
   }));
+}
+
+/** With the left button: to the right is wider, upwards is brighter. */
+function onDrag(event) {
+  if (!state.shown || event.buttons !== 1 || !(event.movementX || event.movementY)) return;
+  setWindow(viewer.centre + 2 * event.movementY, Math.max(10, viewer.width + 4 * event.movementX));
 }
 
 let turned = 0; // a trackpad reports parts of a turn
@@ -406,6 +411,7 @@ function listen() {
     const value = state.shown && event.target === $("canvas") ? viewer.valueAt(event) : null;
     $("value").textContent = value === null ? "" : `${Math.round(value)} HU`;
   });
+  $("canvas").addEventListener("pointermove", onDrag);
   document.addEventListener("keydown", onKey, true);
   $("comment").addEventListener("input", (event) => edit((label) => { label.comment = event.target.value.trim(); }));
   $("reader").addEventListener("change", (event) => localStorage.setItem("reader", event.target.value.trim()));

@@ -18,10 +18,8 @@ const OPTIONS = {
 };
 
 export class Viewer {
-  /** `changed` is called when the viewer itself changed the window, by a drag. */
-  constructor(canvas, changed) {
+  constructor(canvas) {
     this.canvas = canvas;
-    this.changed = changed;
     this.centre = 40;
     this.width = 400;
   }
@@ -33,13 +31,8 @@ export class Viewer {
     this.nv = new niivue.Niivue(OPTIONS);
     await this.nv.attachToCanvas(this.canvas);
     this.nv.setSliceType(this.nv.sliceTypeAxial);
-    this.nv.opts.dragModePrimary = niivue.DRAG_MODE.windowing;
+    this.nv.opts.dragModePrimary = niivue.DRAG_MODE.none; // the page's, for the window
     this.nv.opts.dragMode = niivue.DRAG_MODE.pan;
-    this.nv.onIntensityChange = (volume) => {
-      this.width = volume.cal_max - volume.cal_min;
-      this.centre = (volume.cal_max + volume.cal_min) / 2;
-      this.changed();
-    };
     const view = this.canvas.parentElement;
     // the page's own wheel and keys are for slices; double click would guess a window
     for (const name of ["wheel", "dblclick", "keydown", "keyup"]) {
