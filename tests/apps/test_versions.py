@@ -4,33 +4,21 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-APP = Path(__file__).resolve().parents[2] / "apps" / "monailabel"
-
-
-@pytest.fixture(scope="module")
-def lib() -> ModuleType:
-    """`lib.versions` as the server imports it."""
-    sys.path.insert(0, str(APP))
-    try:
-        return importlib.import_module("lib.versions")
-    finally:
-        sys.path.remove(str(APP))
+from apps.monailabel.lib.errors import Conflict, NotFound
+from apps.monailabel.lib.versions import ModelVersions
 
 
 @pytest.fixture
-def versions(lib: ModuleType, tmp_path: Path) -> object:
+def versions(tmp_path: Path) -> ModelVersions:
     shipped = tmp_path / "bundle" / "model.pt"
     shipped.parent.mkdir()
     shipped.write_bytes(b"shipped")
-    return lib.ModelVersions(tmp_path / "out" / "versions", shipped)
+    return ModelVersions(tmp_path / "out" / "versions", shipped)
 
 
 def a_run(folder: Path, content: bytes = b"trained") -> Path:
@@ -39,7 +27,7 @@ def a_run(folder: Path, content: bytes = b"trained") -> Path:
     return folder
 
 
-def test_shipped_weights_are_the_first_version(versions: object) -> None:
+def test_shipped_weights_are_the_first_version(versions: ModelVersions) -> None:
     assert (versions.current().name, versions.current().weights.read_bytes()) == ("shipped", b"shipped")
     [only] = versions.list()
     assert only["name"] == "shipped"
@@ -47,9 +35,9 @@ def test_shipped_weights_are_the_first_version(versions: object) -> None:
     assert not versions.folder.exists(), "looking writes nothing"
 
 
-def test_without_any_weights_it_is_said_what_to_do(lib: ModuleType, tmp_path: Path) -> None:
-    none = lib.ModelVersions(tmp_path / "versions", tmp_path / "absent.pt")
-    with pytest.raises(lib.Conflict, match="--conf weights") as raised:
+def test_without_any_weights_it_is_said_what_to_do(tmp_path: Path) -> None:
+    none = ModelVersions(tmp_path / "versions", tmp_path / "absent.pt")
+    with pytest.raises(Conflict, match="--conf weights") as raised:
         none.current()
     assert str(tmp_path) not in str(raised.value)
     assert none.list() == []
@@ -57,7 +45,7 @@ def test_without_any_weights_it_is_said_what_to_do(lib: ModuleType, tmp_path: Pa
     assert none.current().name == "0001"
 
 
-def test_a_chosen_version_is_used_and_there_is_a_way_back(versions: object, tmp_path: Path) -> None:
+def test_a_chosen_version_is_used_and_there_is_a_way_back(versions: ModelVersions, tmp_path: Path) -> None:
     record = {"chosen": True, "reason": "better", "score": 1.0, "labels": 9,
               "compared_with": {"name": "shipped", "score": 2.0}}  # fmt: skip
     added = versions.add(a_run(tmp_path / "out" / "run"), record)
@@ -73,7 +61,7 @@ def test_a_chosen_version_is_used_and_there_is_a_way_back(versions: object, tmp_
     assert versions.shipped.read_bytes() == b"shipped"
 
 
-def test_a_version_that_is_not_chosen_is_kept(versions: object, tmp_path: Path) -> None:
+def test_a_version_that_is_not_chosen_is_kept(versions: ModelVersions, tmp_path: Path) -> None:
     added = versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False, "reason": "worse"})
     assert added.name == "0001"
     assert versions.current().name == "shipped"
@@ -81,22 +69,22 @@ def test_a_version_that_is_not_chosen_is_kept(versions: object, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["0002", "", "..", "../versions/0001", "1", "SHIPPED", "0001/", "٠٠٠١"])
-def test_an_unknown_version_is_not_found(lib: ModuleType, versions: object, tmp_path: Path, name: str) -> None:
+def test_an_unknown_version_is_not_found(versions: ModelVersions, tmp_path: Path, name: str) -> None:
     versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False})
-    with pytest.raises(lib.NotFound, match="expected one of shipped, 0001"):
+    with pytest.raises(NotFound, match="expected one of shipped, 0001"):
         versions.choose(name)
     assert versions.current().name == "shipped"
 
 
-def test_another_object_and_so_another_process_sees_the_same(lib: ModuleType, versions: object, tmp_path: Path) -> None:
-    other = lib.ModelVersions(versions.folder, versions.shipped)
+def test_another_object_and_so_another_process_sees_the_same(versions: ModelVersions, tmp_path: Path) -> None:
+    other = ModelVersions(versions.folder, versions.shipped)
     versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
     assert other.current().name == "0001"
     other.choose("shipped")
     assert versions.current().name == "shipped"
 
 
-def test_numbers_are_never_used_twice(versions: object, tmp_path: Path) -> None:
+def test_numbers_are_never_used_twice(versions: ModelVersions, tmp_path: Path) -> None:
     runs = [a_run(tmp_path / "out" / f"run{i}", b"%d" % i) for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda run: versions.add(run, {"chosen": False}).name, runs))
@@ -104,24 +92,24 @@ def test_numbers_are_never_used_twice(versions: object, tmp_path: Path) -> None:
     assert [entry["name"] for entry in versions.list()] == ["shipped", *sorted(names)]
 
 
-def test_a_training_without_weights_is_no_version(lib: ModuleType, versions: object, tmp_path: Path) -> None:
+def test_a_training_without_weights_is_no_version(versions: ModelVersions, tmp_path: Path) -> None:
     (tmp_path / "out" / "run").mkdir(parents=True)
-    with pytest.raises(lib.Conflict, match="left no weights"):
+    with pytest.raises(Conflict, match="left no weights"):
         versions.add(tmp_path / "out" / "run", {"chosen": True})
     assert versions.current().name == "shipped"
 
 
-def test_chosen_weights_that_are_gone_are_said(lib: ModuleType, versions: object, tmp_path: Path) -> None:
+def test_chosen_weights_that_are_gone_are_said(versions: ModelVersions, tmp_path: Path) -> None:
     added = versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
     added.weights.unlink()
-    with pytest.raises(lib.Conflict, match=r"weights of version 0001, .* are gone: choose another of shipped"):
+    with pytest.raises(Conflict, match=r"weights of version 0001, .* are gone: choose another of shipped"):
         versions.current()
     assert versions.choose("shipped") == versions.current()
 
 
-def test_a_damaged_record_is_said_without_a_path(lib: ModuleType, versions: object, tmp_path: Path) -> None:
+def test_a_damaged_record_is_said_without_a_path(versions: ModelVersions, tmp_path: Path) -> None:
     versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
     (versions.folder / "current.json").write_text("[{")
-    with pytest.raises(lib.Conflict, match=r"versions/current.json .* cannot be read") as raised:
+    with pytest.raises(Conflict, match=r"versions/current.json .* cannot be read") as raised:
         versions.current()
     assert str(tmp_path) not in str(raised.value)

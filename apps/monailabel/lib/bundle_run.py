@@ -21,14 +21,13 @@ from filelock import FileLock, Timeout
 
 from .errors import AppError, Conflict
 
-__all__ = ["RunFailed", "alone", "is_complete", "plain_errors", "run_bundle"]
+__all__ = ["RunFailed", "alone", "is_complete", "run_bundle"]
 
 logger = logging.getLogger(__name__)
 
 TRACEBACK = "Traceback (most recent call last):"
 PROGRESS = re.compile(r"\d+%\||\[\d+/\d+\]|\dit/s|s/it")  # of a bar that is drawn again and again
 EVERY = 10.0  # seconds between two lines of progress
-LAST_WORDS = 1.0  # seconds that MONAI Label needs to read what a process said before it ended
 
 
 class RunFailed(AppError):
@@ -99,21 +98,6 @@ def alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise Conflict(f"another training of {folder.name} is running: wait for its end, or stop it") from error
-
-
-def plain_errors() -> None:
-    """From here on an error that ends this process is one line, and MONAI Label gets to read it."""
-    previous = sys.excepthook
-
-    def tell(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        if issubclass(kind, AppError):
-            sys.stderr.write(f"error: {error}\n")
-        else:
-            previous(kind, error, traceback)
-        sys.stderr.flush()
-        time.sleep(LAST_WORDS)
-
-    sys.excepthook = tell
 
 
 def _follow(process: subprocess.Popen[str], path: Path, hide: Sequence[Path]) -> str:

@@ -17,6 +17,7 @@ output_root/
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 import uuid
@@ -26,13 +27,15 @@ from typing import Any
 
 from monailabel.interfaces.tasks.train import TrainTask
 
-from .bundle_run import alone, plain_errors, run_bundle
+from .bundle_run import RunFailed, alone, run_bundle
 from .bundles import Setup
 from .errors import Unusable
 from .parameters import check_parameters, fixed_by_inference, open_parameters
 from .versions import WEIGHTS, ModelVersions
 
 __all__ = ["FOLDS", "TRAINING", "BundleTrainTask"]
+
+logger = logging.getLogger(__name__)
 
 TRAINING = WEIGHTS.split("/")[0]
 FOLDS = "folds.csv"
@@ -74,12 +77,14 @@ class BundleTrainTask(TrainTask):
         return check_parameters(request, self._train, self._fixed, own=("start",))
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
-        if "local_rank" in request:  # MONAI Label's mark of a background task
-            plain_errors()
         parameters = self.check(request)
-        with alone(self.folder):
-            self._remove_checkpoints()
-            return self._run(self._start(request), parameters, datastore)
+        try:
+            with alone(self.folder):
+                self._remove_checkpoints()
+                return self._run(self._start(request), parameters, datastore)
+        except OSError as error:  # no room, or no permission
+            logger.exception("files of the training")
+            raise RunFailed(f"the training's files cannot be written or read: {error.strerror or error}") from error
 
     def _run(self, start: str, parameters: Mapping[str, Any], store: Any) -> dict[str, Any]:
         raise NotImplementedError

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from filelock import FileLock
+from workflow.datalist import read_folds
+from workflow.errors import DatalistError
+from workflow.folds import make_folds, patient_labels
+from workflow.run import write_atomically
+
+from scripts.labels import LabelTable
+from scripts.own_data import entry_label
 
 from .errors import Conflict, NotFound
 
@@ -71,7 +79,9 @@ def write_datalist(path: Path, entries: Sequence[Entry]) -> None:
     path.write_text(json.dumps({"training": list(entries)}, indent=1) + "\n", encoding="utf-8")
 
 
-def deal_folds(path: Path, entries: Sequence[Entry], labels: Any, num_folds: int, seed: int = 0) -> dict[str, str]:
+def deal_folds(
+    path: Path, entries: Sequence[Entry], labels: LabelTable, num_folds: int, seed: int = 0
+) -> dict[str, str]:
     """Patient -> fold of the fold file, to which those of the entries are added that it does not have.
 
     The first patients are stratified by the bundle; each later one goes where there are fewest of its kind (injured or
@@ -85,11 +95,6 @@ def deal_folds(path: Path, entries: Sequence[Entry], labels: Any, num_folds: int
     Raises:
         Conflict: saying how many labelled patients are needed, or that the file is damaged.
     """
-    # the bundle is on the path of imports only when the settings are known
-    import pandas as pd
-    from workflow.folds import make_folds, patient_labels
-    from workflow.run import write_atomically
-
     items = [{**entry, "label": _classes(entry, labels)} for entry in entries]
     items = [item for item in items if item["label"].max() >= 0]
     worst = patient_labels(items)
@@ -131,18 +136,13 @@ def parts_of(entries: Sequence[Entry], folds: Mapping[str, str], fold: int) -> t
     return training, held_out
 
 
-def _classes(entry: Entry, labels: Any) -> np.ndarray:
+def _classes(entry: Entry, labels: LabelTable) -> np.ndarray:
     """[G] class indices, negative where unknown."""
-    from scripts.own_data import entry_label
-
     found = entry_label(entry, labels, "the final labels", skip_unlabelled=True)
     return np.full(len(labels.group_names), -1) if found is None else found
 
 
 def _read(path: Path) -> dict[str, str]:
-    from workflow.datalist import read_folds
-    from workflow.errors import DatalistError
-
     try:
         return read_folds(path) if path.is_file() else {}
     except DatalistError as error:

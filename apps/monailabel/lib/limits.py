@@ -34,7 +34,7 @@ class RequestLimits:
     def __init__(
         self, app: Callable[[Scope, Receive, Send], Awaitable[None]], limit: int, origins: Sequence[str]
     ) -> None:
-        self.app, self.limit, self.origins = app, limit, {origin.rstrip("/") for origin in origins}
+        self.app, self.limit, self.origins = app, limit, frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -23,7 +23,7 @@ PASSED_OVER = ("model", "name", "gpus", "multi_gpu", "local_rank", "bundle_path"
 # names of places and of what decides who trains: the server's own, or for the settings file
 PLACE = re.compile(r"_(dir|file|path|root|name|uri)$")
 OWN = ("datalist", "exclude", "resume", "fold", "num_folds", "split_seed", "val_fraction", "skip_unlabelled", "strict",
-       "anonymise", "is_not_rank0", "save_execute_config")  # fmt: skip
+       "anonymise", "slice_loss_weight", "is_not_rank0", "save_execute_config")  # fmt: skip
 # of pretraining: what the classifier's backbone has to share
 BACKBONE = ("backbone_name", "backbone_kwargs", "pool")
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9:-]{0,31}", re.ASCII)  # cuda:1, all, max: no dot, slash, $ or @
@@ -77,7 +77,7 @@ def _refusal(name: str, config: Mapping[str, Any], fixed: Collection[str], known
         return f"{shown} belongs to the network and cannot be changed by a request: inference would no longer fit"
     if name in config["_desc_"]:
         return f"{shown} is the server's: it cannot be changed by a request"
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(sorted(known))}"
     return f"unknown parameter {shown}: {hint}"
 

@@ -12,6 +12,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from workflow.datalist import read_folds
+
 from .bundle_run import RunFailed, is_complete
 from .bundle_task import FOLDS, TRAINING, BundleTrainTask
 from .bundles import CLASSIFIER, PRETRAINING, Setup
@@ -43,7 +46,7 @@ class PretrainTask(BundleTrainTask):
 
     def stats(self) -> dict[str, Any]:
         newest = newest_pretraining(self.setup)
-        return {} if newest is None else {key: newest[key] for key in ("name", "created", "images", "started_from")}
+        return {key: value for key, value in (newest or {}).items() if key != "weights"}
 
     def _run(self, start: str, parameters: Mapping[str, Any], store: Any) -> dict[str, Any]:
         entries = unlabelled_entries(store, Path(store.images_root))
@@ -59,7 +62,10 @@ class PretrainTask(BundleTrainTask):
         if not (run / WEIGHTS).is_file():
             raise RunFailed(f"{TRAINING} left no weights")
         shutil.rmtree(done / "checkpoints", ignore_errors=True)
-        record = {"name": run.name, "created": now(), "images": len(entries), "started_from": started_from}
+        failed = done / "failed.csv"
+        left_out = len(pd.read_csv(failed)) if failed.is_file() else 0
+        record = {"name": run.name, "created": now(), "images": len(entries) - left_out, "left_out": left_out,
+                  "started_from": started_from}  # fmt: skip
         new = run / f"{RECORD}.tmp"
         new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         os.replace(new, run / RECORD)
@@ -68,8 +74,6 @@ class PretrainTask(BundleTrainTask):
 
     def _held_out(self, patients: Collection[str], run: Path) -> dict[str, Any]:
         """By the classifier's folds, where these leave images on both sides; else a share of the patients."""
-        from workflow.datalist import read_folds
-
         folds = self.setup.output_root / CLASSIFIER / FOLDS
         if not folds.is_file():
             return {"folds_file": None}

@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workflow.datalist import read_folds
+from workflow.provenance import SeenPatients, check_unseen_patients
+
+from scripts.labels import LabelTable
+
 from .bundle_run import RunFailed
 from .bundle_task import FOLDS, TRAINING, BundleTrainTask
 from .bundles import CLASSIFIER, PRETRAINING, Setup
@@ -76,9 +81,6 @@ class ClassifierTrainTask(BundleTrainTask):
         self, entries: list[dict[str, str]], settings: Mapping[str, Any]
     ) -> tuple[list[dict[str, str]], dict[str, str], int]:
         """Entries with a label of the groups that are trained, the fold of each patient, the fold that is held out."""
-        # the bundle is on the path of imports only when the settings are known
-        from scripts.labels import LabelTable
-
         table = self.bundle / settings.get("labels_file", "configs/labels.json")
         labels = LabelTable.from_file(table, settings.get("groups"))
         known = [entry for entry in entries if any(name in entry for name in labels.group_names)]
@@ -163,9 +165,6 @@ class ClassifierTrainTask(BundleTrainTask):
 
     def _seen(self, current: Version, overrides: Mapping[str, Any]) -> bool:
         """Whether the version in use was trained on patients held out, as weights from elsewhere may have been."""
-        from workflow.datalist import read_folds
-        from workflow.provenance import SeenPatients, check_unseen_patients
-
         folds = read_folds(Path(overrides["folds_file"]))
         held_out = [{"patient_id": name} for name, fold in folds.items() if fold == str(overrides["fold"])]
         try:
