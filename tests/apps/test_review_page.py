@@ -250,6 +250,23 @@ def test_prediction_and_evidence_are_those_of_the_server(page):
     page.wait("document.getElementById('picture-image').naturalWidth > 500")
 
 
+def test_another_version_is_chosen_and_answers(page, weights):
+    folder = page.server.app / "model" / "rsna_cnn_lstm" / "versions" / "0001"
+    (folder / "training").mkdir(parents=True)
+    shutil.copy(weights, folder / "training" / "model.pt")
+    (folder / "version.json").write_text(json.dumps({"score": 0.6125, "labels": 12, "reason": "<i>better</i>"}))
+    page.load()
+    page.show(CHEST)
+    page.find("#versions summary").click()
+    assert "0001\t\t0.6125\t12\t<i>better</i>" in page.text("#version-rows")
+    for name in ("0001", "shipped"):
+        page.find(f"[aria-label='Use version {name}']").click()
+        page.wait("document.getElementById('answer').textContent.startsWith(arguments[0])", f"Version {name}.")
+        assert page.text("#version") == name
+        listed = page.server.get("/versions/rsna_cnn_lstm").json()
+        assert [version["name"] for version in listed if version["chosen"]] == [name]
+
+
 def test_reader_corrects_a_label_and_goes_on(page):
     page.show(CHEST)
     assert page.text("#label-state") == "No label yet."
@@ -295,6 +312,26 @@ def test_what_is_not_saved_is_kept_while_another_study_is_open(page):
     page.show(ABDOMEN)
     assert page.run("document.querySelector('[aria-label=\"liver: low\"]').checked") is True
     page.run("reviewPage.state.drafts.clear()")  # or the browser would ask before it leaves
+
+
+def test_a_study_that_was_left_never_comes_into_view(page, studies):
+    """The first one is decoded late: long after the second one, which was opened meanwhile, is in view."""
+    page.run("""(() => { const load = niivue.NVImage.loadFromUrl; let calls = 0;
+                niivue.NVImage.loadFromUrl = async (options) => {
+                    const late = calls++ === 0;
+                    const image = await load.call(niivue.NVImage, options);
+                    if (late) await new Promise((resolve) => { window.release = resolve; });
+                    return image; } })()""")
+    page.open(CHEST)
+    page.wait("window.release !== undefined")
+    page.show(ABDOMEN)
+    page.run("window.release()")
+    page.driver.execute_async_script("setTimeout(arguments[0], 300)")
+    assert page.run("reviewPage.viewer.nv.volumes.length") == 1
+    assert page.viewer("slices") == LoadSeries()(studies / ABDOMEN).shape[-1]
+    page.drawn()
+    shown = page.picture()
+    assert alike(shown, expected_picture(studies / ABDOMEN, page.viewer("slice"), 40, 400, shown.shape)) > 0.97
 
 
 def test_series_that_cannot_be_read_shows_the_reason_and_no_picture(page, studies):
@@ -348,3 +385,6 @@ def test_without_weights_the_volume_is_shown_and_can_be_labelled(driver, start_s
     page.wait("document.getElementById('label-state').dataset.state === 'stored'")
     stored = page.server.get("/datastore/label", params={"label": "a.nii.gz", "tag": "final"}).json()
     assert stored["groups"] == {"liver": "low"}
+    page.server.stop()
+    page.find("#next").click()
+    page.wait("document.getElementById('error').textContent === 'The server does not answer.'")
