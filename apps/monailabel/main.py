@@ -153,7 +153,11 @@ class InjuryApp(MONAILabelApp):
         result = self.infer_file(request, Path(store.get_image_uri(image)), image)
         if request.get("save_label"):
             info = {"model": request["model"], "version": result["params"]["version"]}
-            result["label"] = store.save_label(image, result["file"], ORIGINAL, info)
+            try:
+                result["label"] = store.save_label(image, result["file"], ORIGINAL, info)
+            except AppError:
+                os.unlink(result["file"])
+                raise
         return result
 
     def infer_file(self, request: Mapping[str, Any], path: Path, name: str) -> dict[str, Any]:

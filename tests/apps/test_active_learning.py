@@ -5,18 +5,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from apps.monailabel.lib.errors import Conflict, NotFound, Unusable
 from apps.monailabel.lib.local_store import LocalStore
 from apps.monailabel.lib.scoring import EntropyScoring
 from apps.monailabel.lib.strategies import noted_entropy, strategies
+from apps.monailabel.lib.versions import ModelVersions
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,13 +182,120 @@ def test_what_is_not_the_images_own_fault_is_not_noted(store: LocalStore) -> Non
     classifier.faults = {"a.nii.gz": NotFound("it is no longer there")}
     assert set(classifier.scoring()({}, store)["failed"]) == {"a.nii.gz"}
     assert "failed" not in store.get_image_info("a.nii.gz")
-    classifier.version, classifier.faults = "0001", {"b.nii.gz": Conflict("there are no weights")}
-    classifier.calls.clear()
-    with pytest.raises(Conflict, match="no weights"):
+
+
+def test_what_cannot_be_noted_is_said_before_the_work(store: LocalStore) -> None:
+    classifier = Classifier()
+    (store.root / "labels").write_text("no folder")
+    with pytest.raises(Conflict, match=r"note of image a\.nii\.gz cannot be stored"):
         classifier.scoring()({}, store)
-    assert [name for name, _ in classifier.calls] == ["a.nii.gz", "b.nii.gz"], "it would be so for all the others"
+    assert classifier.calls == []
 
 
 def test_without_images_there_is_nothing_to_do(tmp_path: Path) -> None:
     done = Classifier().scoring()({}, LocalStore(tmp_path, TABLE))
     assert done == {"version": "shipped", "scored": 0, "already": 0, "failed": {}}
+
+
+DATA = ["acrin_flt_breast_001.nii.gz", "cptac_pda_c3l_00189.nii.gz", "lidc_idri_0001.nii.gz"]
+BROKEN = "broken.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studies")
+    for name in DATA:
+        shutil.copy(ROOT / "tests" / "data" / name, folder)
+    (folder / BROKEN).write_bytes(b"no volume")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(start_server: Callable[..., Any], studies: Path) -> Any:
+    return start_server(studies)
+
+
+def score(server: Any) -> dict[str, Any]:
+    reply = server.post("/scoring/entropy")
+    assert (reply.status_code, reply.json()["status"]) == (200, "SUBMITTED"), reply.text
+    return server.wait_for("scoring")
+
+
+def notes(server: Any, image: str) -> dict[str, Any]:
+    return server.get("/datastore/image/info", params={"image": image}).json()
+
+
+def propose(server: Any, strategy: str) -> dict[str, Any]:
+    reply = server.post(f"/activelearning/{strategy}")
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def put_label(server: Any, image: str) -> None:
+    reply = server.put("/datastore/label", params={"image": image, "tag": "final"},
+                       files={"label": ("label.json", json.dumps(LABEL))})  # fmt: skip
+    assert reply.json() == {"image": image, "label": image}, reply.text
+
+
+def add_version(server: Any, weights: Path) -> None:
+    """A second version of the weights, as a training leaves it."""
+    changed = {name: tensor * 2 if tensor.ndim > 1 else tensor for name, tensor in torch.load(weights).items()}
+    run = server.app / "model" / "run"
+    (run / "training").mkdir(parents=True)
+    torch.save(changed, run / "training" / "model.pt")
+    ModelVersions(server.app / "model" / "rsna_cnn_lstm" / "versions", weights).add(run, {"chosen": False})
+
+
+@pytest.mark.slow
+def test_the_server_scores_proposes_and_takes_labels(
+    server: Any, start_server: Callable[..., Any], studies: Path, weights: Path
+) -> None:
+    assert propose(server, "uncertain")["entropy"] is None, "nothing is scored yet"
+    state = score(server)
+    assert state["status"] == "DONE", state
+    first = {image: notes(server, image) for image in DATA}
+    for image, noted in first.items():
+        reply = server.post("/infer/rsna_cnn_lstm", params={"image": image}).json()
+        assert (noted["entropy"], noted["entropy_version"]) == (reply["entropy"], "shipped")
+        assert noted["probabilities"] == reply["injuries"]
+    assert "failed" in notes(server, BROKEN)
+    assert str(studies) not in notes(server, BROKEN)["failed"]
+
+    by_entropy = sorted(DATA, key=lambda image: -first[image]["entropy"])
+    chosen = propose(server, "uncertain")
+    assert (chosen["id"], chosen["entropy"]) == (by_entropy[0], first[by_entropy[0]]["entropy"])
+    assert propose(server, "first")["id"] == DATA[0]
+    assert {propose(server, "random")["id"] for _ in range(30)} == set(DATA), "one that cannot be read is never served"
+    assert server.post("/activelearning/best").status_code == 404
+    assert server.post("/scoring/best").status_code == 404
+
+    put_label(server, by_entropy[0])
+    assert propose(server, "uncertain")["id"] == by_entropy[1]
+    add_version(server, weights)
+    assert server.put("/versions/rsna_cnn_lstm", params={"version": "0001"}).status_code == 200
+    assert score(server)["status"] == "DONE"
+    second = {image: notes(server, image) for image in DATA}
+    assert {image: noted["entropy_version"] for image, noted in second.items()} == {
+        by_entropy[0]: "shipped", by_entropy[1]: "0001", by_entropy[2]: "0001"}  # fmt: skip
+    assert all(second[image]["entropy"] != first[image]["entropy"] for image in by_entropy[1:])
+    left = sorted(by_entropy[1:], key=lambda image: -second[image]["entropy"])
+
+    server.stop()
+    again = start_server(studies, app=server.app)
+    assert again.get("/info/").json()["datastore"] == {"total": 4, "completed": 1, "label_tags": {"final": 1}}
+    for image in left:
+        assert propose(again, "uncertain")["id"] == image
+        put_label(again, image)
+    assert [propose(again, strategy) for strategy in ("first", "random", "uncertain")] == [{}, {}, {}]
+    state = score(again)
+    assert state["status"] == "ERROR", "the only image without a label cannot be read"
+    assert f"none of 1 images could be scored; the first, {BROKEN}" in state["details"][-1]
+    assert not any("Traceback" in line or str(studies) in line for line in state["details"])
+
+
+@pytest.mark.slow
+def test_without_weights_scoring_says_what_to_do(start_server: Callable[..., Any], studies: Path) -> None:
+    server = start_server(studies, conf={"weights": "/nowhere/model.pt"}, shipped=None)
+    state = score(server)
+    assert state["status"] == "ERROR"
+    assert "there are no weights yet" in state["details"][-1]

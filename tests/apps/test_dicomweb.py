@@ -178,6 +178,7 @@ def test_a_server_that_is_down_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.debian
+@pytest.mark.slow
 def test_orthanc() -> None:
     """`dicomweb_session.py` in a network of its own: Orthanc listens on every address."""
     assert shutil.which("Orthanc", path="/usr/sbin:/usr/bin"), "needs the Debian packages orthanc and orthanc-dicomweb"

@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -193,6 +195,7 @@ def test_the_reply_of_an_inference_is_no_final_label(studies: Path, tmp_path: Pa
         ({"groups": {"bowel": "low"}}, "bowel: expected healthy or injury, found 'low'"),
         ({"groups": {"liver": 1}}, "liver: expected healthy or low or high, found 1"),
         ({"groups": {"liver": ["low"]}}, "liver: expected healthy or low or high"),
+        (" " * 4_000_001, "expected at most 4000000 bytes"),
         ({"groups": {"liver": "low"}, "comment": 3}, "comment: expected a text"),
         ({"groups": {"liver": "low"}, "reader": "x" * 10_001}, "reader: expected a text of at most 10000"),
     ],
@@ -254,7 +257,7 @@ def test_notes_are_merged_and_none_removes_one(studies: Path) -> None:
     store.update_image_info("a.nii.gz", {"strategy": {"random": {"ts": 1}}, "failed": None})
     notes = {"entropy": 0.5, "strategy": {"random": {"ts": 1}}}
     assert store.get_image_info("a.nii.gz") == {**notes, "patient_id": "a.nii.gz", "series_id": "a.nii.gz"}
-    for wrong in ([1], {"a": float("nan")}, {"a": object()}):
+    for wrong in ([1], {"a": float("nan")}, {"a": float("inf")}, {"a": object()}):
         with pytest.raises(Unusable, match="expected a JSON object"):
             store.update_image_info("a.nii.gz", wrong)
     (studies / "labels" / ".notes" / "a.nii.gz.json").write_text("{ broken")
@@ -262,34 +265,82 @@ def test_notes_are_merged_and_none_removes_one(studies: Path) -> None:
 
 
 NOTE = """
-import sys
+import sys, time
 from pathlib import Path
 from apps.monailabel.lib.local_store import LocalStore
-store = LocalStore(Path(sys.argv[1]), None)
-for number in range(40):
-    store.update_image_info("a.nii.gz", {f"{sys.argv[2]}{number}": "x" * number})
-    assert store.list_images(), "the list is whole while files come and go"
+store, name, signals = LocalStore(Path(sys.argv[1]), None), sys.argv[2], Path(sys.argv[3])
+signals.joinpath(name).touch()
+while not signals.joinpath("go").exists():
+    time.sleep(0.001)
+for number in range(100):
+    store.update_image_info("a.nii.gz", {f"{name}{number}": "x" * number})
     store.refresh()
+    assert store.list_images(), "the list is whole while files come and go"
 """
 
 
-def test_notes_of_two_processes_at_once_are_all_kept(studies: Path) -> None:
-    command = [sys.executable, "-c", NOTE, str(studies)]
-    processes = [subprocess.Popen([*command, name], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-                 for name in ("left", "right")]  # fmt: skip
+def test_notes_of_two_processes_at_once_are_all_kept(studies: Path, tmp_path: Path) -> None:
+    signals = tmp_path / "signals"
+    signals.mkdir()
+    names = ("left", "right")
+    processes = [subprocess.Popen([sys.executable, "-c", NOTE, str(studies), name, str(signals)], cwd=ROOT,
+                                  env={**os.environ, "PYTHONPATH": str(ROOT)}) for name in names]  # fmt: skip
+    while not all((signals / name).exists() for name in names):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    (signals / "go").touch()
     store = open_store(studies)
     while any(process.poll() is None for process in processes):
+        time.sleep(0.01)
         notes = store.get_image_info("a.nii.gz")  # never half of a file
         assert all(value == "x" * len(value) for value in map(str, notes.values()) if value.startswith("x"))
     assert [process.wait(120) for process in processes] == [0, 0]
     notes = store.get_image_info("a.nii.gz")
-    expected = {f"{name}{number}": "x" * number for name in ("left", "right") for number in range(40)}
-    assert {key: notes[key] for key in expected} == expected
+    expected = {f"{name}{number}": "x" * number for name in names for number in range(100)}
+    assert {key: notes.get(key) for key in expected} == expected
     assert [name for name in files_below(studies / "labels") if "tmp" in name] == []
+
+
+def test_notes_of_threads_at_once_are_all_kept(studies: Path) -> None:
+    store = open_store(studies)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: store.update_image_info("a.nii.gz", {str(number): number}), range(60)))
+    assert set(map(str, range(60))) < set(store.get_image_info("a.nii.gz"))
+
+
+def test_those_who_wait_for_a_search_that_fails_do_not_repeat_it(
+    studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(studies)
+    tried: list[float] = []
+
+    def fail() -> None:
+        tried.append(time.monotonic())
+        time.sleep(0.5)
+        raise Conflict("it hangs")
+
+    monkeypatch.setattr(store, "_find", fail)
+    with ThreadPoolExecutor(8) as threads:
+        found = [threads.submit(store.list_images) for _ in range(8)]
+        assert {str(each.exception()) for each in found} == {"it hangs"}
+    assert len(tried) == 1
+    monkeypatch.undo()
+    assert len(store.list_images()) == 3, "the next one tries again"
+
+
+def test_an_index_of_the_folders_does_not_hide_what_is_new(studies: Path, tmp_path: Path) -> None:
+    store = LocalStore(studies, TABLE, EXCLUDE, tmp_path / "cache")
+    for name in ("c.nii.gz", "d.nii.gz", "case 7/e.nii.gz"):
+        assert len(store.list_images()) == len(set(store.list_images()))
+        shutil.copy(studies / "a.nii.gz", studies / name)
+        assert store.path(name) == studies / name
+    assert list((tmp_path / "cache").rglob("*.json"))
 
 
 READ_ONLY = """
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from apps.monailabel.lib.errors import Conflict
 from apps.monailabel.lib.local_store import LocalStore

@@ -17,20 +17,20 @@ from filelock import FileLock, Timeout
 
 from .errors import Conflict, Unusable
 
-__all__ = ["change_object", "parse_object", "read_object", "remove_files", "write_object", "writing"]
+__all__ = ["change_object", "read_object", "remove_files", "write_object", "writing"]
 
 LIMIT = 4_000_000  # bytes; a reply with the evidence of all groups has some 10,000
 WAIT = 30.0  # seconds for another process to finish its change
 
 
-def parse_object(content: bytes, what: str) -> dict[str, Any]:
+def _parse(content: bytes, what: str) -> dict[str, Any]:
     """The JSON object in `content`.
 
     Raises:
         Unusable: it is none, or holds NaN or infinity, which no reply can carry.
     """
     if len(content) > LIMIT:
-        raise Unusable(f"{what}: expected at most {LIMIT} bytes, got {len(content)}")
+        raise Unusable(f"{what}: expected at most {LIMIT} bytes, got more")
     try:
         parsed = json.loads(content, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
@@ -45,10 +45,10 @@ def _refuse(name: str) -> None:
 
 
 def read_object(path: Path, what: str) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is no such file. Raises Unusable as `parse_object`."""
+    """The JSON object in a file; None if there is no such file."""
     try:
         with path.open("rb") as file:
-            return parse_object(file.read(LIMIT + 1), what)
+            return _parse(file.read(LIMIT + 1), what)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -85,9 +85,12 @@ def remove_files(root: Path, paths: list[Path], what: str) -> None:
 
 def _text(content: dict[str, Any], what: str) -> str:
     try:
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     except (ValueError, TypeError, RecursionError) as error:
         raise Unusable(f"{what}: expected a JSON object: {error}") from error
+    if len(text) > LIMIT:
+        raise Unusable(f"{what}: expected at most {LIMIT} bytes, got more")
+    return text
 
 
 def _replace(path: Path, text: str) -> None:

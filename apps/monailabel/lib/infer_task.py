@@ -17,7 +17,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from .bundles import CLASSIFIER, Setup
-from .errors import AppError, Conflict, Unusable
+from .errors import AppError, Conflict
 from .inference import Prediction, entropy, label_table, predict
 from .versions import ModelVersions
 
@@ -109,21 +109,23 @@ class InjuryBatchInfer(BatchInferTask):
         """Result by image: the label's id and the prediction, or `error`.
 
         Raises:
-            Unusable: if there are images and all failed; the first reason.
+            AppError: if there are images and all failed; the first reason.
         """
         images = sorted(self.get_images(request, datastore))
         images = images[: request.get("max_batch_size") or len(images)]
         results: dict[str, Any] = {}
+        failed: list[AppError] = []
         for number, image in enumerate(images, start=1):
             try:
                 result = infer({**request, "image": image, "save_label": True}, datastore)
+                Path(result["file"]).unlink()
                 results[image] = {key: result[key] for key in ("label", "tag", "params")}
                 logger.info("%d of %d: %s", number, len(images), image)
             except AppError as error:
+                failed.append(error)
                 results[image] = {"error": error.msg}
                 logger.error("%d of %d: %s: %s", number, len(images), image, error.msg)
-        failed = [result["error"] for result in results.values() if "error" in result]
         logger.info("batch inference: %d of %d images, %d failed", len(images) - len(failed), len(images), len(failed))
         if failed and len(failed) == len(images):
-            raise Unusable(f"all {len(failed)} images failed; the first: {failed[0]}")
+            raise type(failed[0])(f"all {len(failed)} images failed; the first: {failed[0].msg}")
         return results

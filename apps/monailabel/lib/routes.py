@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, HTTPException, UploadFile
 from monailabel.config import settings
-from monailabel.endpoints import activelearning, batch_infer, scoring, train
+from monailabel.endpoints import activelearning, batch_infer, login, scoring, train
 from monailabel.endpoints import model as model_files
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
@@ -58,6 +58,8 @@ WAITING = 8  # threads of requests for inference, apart from those of all other 
 def build_routes(app: InjuryApp) -> APIRouter:
     """All but the review page."""
     router = APIRouter()
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        router.include_router(login.router)
 
     @router.get("/info/", dependencies=USER, tags=["App"])
     def info() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from .errors import AppError, Conflict, Unusable
+from .errors import AppError, Unusable
 from .store import SeriesStore
 from .strategies import noted_entropy
 
@@ -56,13 +56,13 @@ class EntropyScoring(ScoringMethod):
         logger.info(
             "entropy by version %s: %d images to score, %d already are", version.name, len(todo), done["already"]
         )
+        if todo:
+            datastore.update_image_info(todo[0], {})  # if nothing can be noted, say so before the work
         for number, image in enumerate(todo, 1):
             try:
                 value = self._score(datastore, image, version)
                 logger.info("%d of %d: %s: entropy %.4f", number, len(todo), image, value)
                 done["scored"] += 1
-            except Conflict:  # no weights, or notes cannot be written: so it will be for all the others
-                raise
             except AppError as error:
                 logger.warning("%d of %d: %s failed: %s", number, len(todo), image, error)
                 done["failed"][image] = str(error)

@@ -45,11 +45,13 @@ def install(server: FastAPI, app: InjuryApp) -> None:
     server.openapi_schema = None
     server.add_exception_handler(MONAILabelException, _explained)
     server.add_exception_handler(Exception, _unexpected)
-    origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
-    if not origins:
-        server.user_middleware[:] = [each for each in server.user_middleware if each.cls is not CORSMiddleware]
+    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
+    server.user_middleware[:] = [each for each in server.user_middleware if each.cls is not CORSMiddleware]
     server.middleware_stack = None  # it is built anew with the next request
     server.add_middleware(RequestLimits, limit=app.setup.upload_limit, origins=origins)
+    if origins:
+        every = {"allow_credentials": True, "allow_methods": ["*"], "allow_headers": ["*"]}
+        server.add_middleware(CORSMiddleware, allow_origins=origins, **every)
 
 
 def _explained(request: Request, error: Exception) -> JSONResponse:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from .errors import Conflict, NotFound, Unusable
-from .files import change_object, parse_object, read_object, remove_files, write_object
+from .errors import AppError, Conflict, NotFound, Unusable
+from .files import change_object, read_object, remove_files, write_object
 from .label import check_label
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class SeriesStore(Datastore):
         self._found: dict[str, dict[str, Any]] = {}
         self._found_at = -float("inf")
         self._finding = threading.Lock()
+        self._error: AppError | None = None
+        self._error_at = -float("inf")
 
     @abstractmethod
     def _find(self) -> dict[str, dict[str, Any]]:
@@ -116,7 +118,9 @@ class SeriesStore(Datastore):
         self._item(image_id)
         tag = _check_tag(label_tag)
         what = f"label {tag} of image {image_id}"
-        content = parse_object(Path(label_filename).read_bytes(), what)
+        content = read_object(Path(label_filename), what)
+        if content is None:
+            raise Unusable(f"{what}: expected a JSON file, got none")
         if tag == FINAL:
             content = check_label(content, self.table)
         info = {**(label_info or {}), "ts": int(time.time()), "name": f"{image_id}.json"}
@@ -230,9 +234,16 @@ class SeriesStore(Datastore):
         raise Conflict(f"no archive is made: the images and, below {LABELS}, their labels are files in one folder")
 
     def _images(self) -> dict[str, dict[str, Any]]:
-        with self._finding:  # one search at a time: the others wait for what it finds
+        asked_at = time.monotonic()
+        with self._finding:  # one search at a time: the others wait for what it finds, or for why it does not
+            if self._error is not None and self._error_at > asked_at:
+                raise type(self._error)(self._error.msg)
             if time.monotonic() - self._found_at > self._keep_s:
-                self._found = self._find()
+                try:
+                    self._found = self._find()
+                except AppError as error:
+                    self._error, self._error_at = error, time.monotonic()
+                    raise
                 self._found_at = time.monotonic()
             return self._found
 

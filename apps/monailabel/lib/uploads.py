@@ -13,6 +13,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from workflow.run import DISK_FULL
+
 from .errors import TooLarge, Unusable
 
 __all__ = ["UNPACKED", "unpack_upload"]
@@ -52,10 +54,10 @@ def unpack_upload(stream: IO[bytes], folder: Path, limit: int) -> Path:
     if start[:2] == b"\x1f\x8b":
         path = folder / "series.nii"
         try:
-            with gzip.GzipFile(fileobj=stream) as unpacked:
+            with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
                 _copy(unpacked, path, budget)
         except DAMAGED as error:
-            raise Unusable(f"upload: {EXPECTED}, found a damaged .gz file ({type(error).__name__})") from error
+            raise _damaged("a damaged .gz file", error) from error
         return path
     if {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")} & NIFTI_HEADERS:
         path = folder / "series.nii"
@@ -98,11 +100,18 @@ def _unzip(stream: IO[bytes], folder: Path, budget: _Budget) -> Path:
                 with archive.open(member) as unpacked:
                     _copy(unpacked, folder / _file_name(number, member.filename), budget)
     except DAMAGED as error:
-        raise Unusable(f"upload: {EXPECTED}, found a zip that cannot be unpacked ({type(error).__name__})") from error
+        raise _damaged("a zip that cannot be unpacked", error) from error
     if not members:
         shutil.rmtree(folder)
         raise Unusable(f"upload: {EXPECTED}, found an empty zip")
     return folder
+
+
+def _damaged(what: str, error: Exception) -> Exception:
+    """What is wrong with the upload; a full disk is no fault of it."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return error
+    return Unusable(f"upload: {EXPECTED}, found {what} ({type(error).__name__})")
 
 
 def _is_data(name: str) -> bool:

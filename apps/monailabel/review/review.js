@@ -60,7 +60,7 @@ async function openStudy(id) {
   try {
     const buffer = await server.volume(id, (part) => message(`Loading … ${Math.round(100 * part)} %`), signal);
     if (signal.aborted) return;
-    await viewer.show(buffer);
+    await viewer.show(buffer, signal);
     if (signal.aborted) return;
   } catch (error) {
     if (!signal.aborted) message(`This study cannot be shown. ${error.message}`, true);
@@ -319,6 +319,7 @@ function copyAnswer() {
 async function save(event) {
   event.preventDefault();
   const id = state.open;
+  const draft = state.drafts.get(id);
   const label = structuredClone(currentLabel());
   const reader = $("reader").value.trim();
   if (reader) label.reader = reader;
@@ -331,7 +332,7 @@ async function save(event) {
   $("save").disabled = true;
   try {
     await server.saveLabel(id, label);
-    state.drafts.delete(id);
+    if (state.drafts.get(id) === draft) state.drafts.delete(id); // else it was changed meanwhile
     await loadStudies();
     if (id === state.open) showForm();
   } catch (error) {

@@ -109,9 +109,8 @@ export class Viewer {
     for (const volume of [...(this.nv?.volumes ?? [])]) this.nv.removeVolume(volume);
   }
 
-  /** Shows the middle slice of a NIfTI file's content. */
-  async show(buffer) {
-    this.clear();
+  /** Shows the middle slice of a NIfTI file's content, and never that of a study which `signal` says was left. */
+  async show(buffer, signal) {
     const image = await niivue.NVImage.loadFromUrl({
       url: "volume.nii",
       name: "volume.nii",
@@ -120,6 +119,8 @@ export class Viewer {
       cal_min: this.centre - this.width / 2,
       cal_max: this.centre + this.width / 2,
     });
+    if (signal.aborted) return;
+    this.clear();
     const size = Math.max(...image.dimsRAS.slice(1, 4));
     if (size > this.nv.uiData.max3D) {
       throw new Error(`The volume is ${size} voxels wide; this graphics card takes ${this.nv.uiData.max3D}.`);
