@@ -180,6 +180,8 @@ def test_an_upload_above_the_limit_is_413(server: Server, home: Path) -> None:
     refused(server.post(INFER, files={"file": large}), 413, "2 MB")
     refused(server.put("/datastore/image", files={"file": ("x.nii", large)}), 413, "2 MB")
     refused(server.put("/datastore/label", params={"image": NIFTI}, files={"label": b" " * 1_500_000}), 413, "1 MB")
+    refused(server.post("/train/rsna_cnn_lstm", json={"x": "x" * 1_500_000}), 413, "1 MB")
+    refused(server.post(INFER, params={"image": NIFTI}, data={"params": " " * 1_500_000}), 413, "1 MB")
 
 
 def test_an_upload_of_unknown_length_is_counted(server: Server) -> None:
@@ -324,23 +326,16 @@ def test_without_weights_inference_says_what_to_do(start_server: Callable[..., S
     refused(server.get("/model/rsna_cnn_lstm"), 404)
     assert server.get("/info/").json()["models"]["rsna_cnn_lstm"]["version"] is None
     assert server.post("/activelearning/first").json()["id"] == BROKEN
+    (home / "none.pt").write_bytes(b"no weights")
+    refused(server.post(INFER, params={"image": NIFTI}), 409, "cannot be run: none.pt: ")
 
 
-@pytest.mark.parametrize(
-    ("conf", "words"),
-    [
-        (("modles", "x"), "modles: unknown; known are models, bundles"),
-        (("models", "spleen"), "--conf models: expected some of rsna_cnn_lstm, voco2d_pretrain, got 'spleen'"),
-        (("bundles", "/nowhere"), "--conf bundles: expected rsna_cnn_lstm/configs"),
-        (("settings", "/nowhere.json"), "--conf settings: expected a JSON file"),
-        (("upload_limit_mb", "-1"), "--conf upload_limit_mb: expected a number above 0"),
-    ],
-)
-def test_a_wrong_conf_stops_the_start(tmp_path: Path, conf: tuple[str, str], words: str) -> None:
+def test_a_wrong_conf_stops_the_start(tmp_path: Path) -> None:
     app = copy_app(tmp_path / "app")
-    bundles = [] if conf[0] == "bundles" else ["--conf", "bundles", str(ROOT / "bundles")]
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(tmp_path)]
-    command += ["--host", "127.0.0.1", "--port", str(free_port()), *bundles, "--conf", *conf]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    command += ["--host", "127.0.0.1", "--port", str(free_port()), "--conf", "bundles", str(ROOT / "bundles")]
+    done = subprocess.run(
+        [*command, "--conf", "modles", "x"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert done.returncode != 0
-    assert words in done.stdout + done.stderr
+    assert "--conf modles: unknown; known are models, bundles" in done.stdout + done.stderr

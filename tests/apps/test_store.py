@@ -265,32 +265,39 @@ def test_notes_are_merged_and_none_removes_one(studies: Path) -> None:
 
 
 NOTE = """
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+import sys, time
 from pathlib import Path
 from apps.monailabel.lib.local_store import LocalStore
-store = LocalStore(Path(sys.argv[1]), None)
-for number in range(40):
-    store.update_image_info("a.nii.gz", {f"{sys.argv[2]}{number}": "x" * number})
-    assert store.list_images(), "the list is whole while files come and go"
+store, name, signals = LocalStore(Path(sys.argv[1]), None), sys.argv[2], Path(sys.argv[3])
+signals.joinpath(name).touch()
+while not signals.joinpath("go").exists():
+    time.sleep(0.001)
+for number in range(100):
+    store.update_image_info("a.nii.gz", {f"{name}{number}": "x" * number})
     store.refresh()
+    assert store.list_images(), "the list is whole while files come and go"
 """
 
 
-def test_notes_of_two_processes_at_once_are_all_kept(studies: Path) -> None:
-    command = [sys.executable, "-c", NOTE, str(studies)]
-    processes = [subprocess.Popen([*command, name], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-                 for name in ("left", "right")]  # fmt: skip
+def test_notes_of_two_processes_at_once_are_all_kept(studies: Path, tmp_path: Path) -> None:
+    signals = tmp_path / "signals"
+    signals.mkdir()
+    names = ("left", "right")
+    processes = [subprocess.Popen([sys.executable, "-c", NOTE, str(studies), name, str(signals)], cwd=ROOT,
+                                  env={**os.environ, "PYTHONPATH": str(ROOT)}) for name in names]  # fmt: skip
+    while not all((signals / name).exists() for name in names):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    (signals / "go").touch()
     store = open_store(studies)
     while any(process.poll() is None for process in processes):
-        time.sleep(0.02)
+        time.sleep(0.01)
         notes = store.get_image_info("a.nii.gz")  # never half of a file
         assert all(value == "x" * len(value) for value in map(str, notes.values()) if value.startswith("x"))
     assert [process.wait(120) for process in processes] == [0, 0]
     notes = store.get_image_info("a.nii.gz")
-    expected = {f"{name}{number}": "x" * number for name in ("left", "right") for number in range(40)}
-    assert {key: notes[key] for key in expected} == expected
+    expected = {f"{name}{number}": "x" * number for name in names for number in range(100)}
+    assert {key: notes.get(key) for key in expected} == expected
     assert [name for name in files_below(studies / "labels") if "tmp" in name] == []
 
 

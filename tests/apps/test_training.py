@@ -156,6 +156,9 @@ def test_the_better_version_was_used_by_itself(training: Training, first: dict[s
     assert added["chosen"] is (added["score"] < added["compared_with"]["score"])
     assert first["used"] == ("0001" if added["chosen"] else "shipped")
     assert f"{added['score']:.4f}" in added["reason"]
+    # the figure of the training's own last validation, of which lower is better
+    metrics = json.loads((training.folder("0001") / "training" / "run.json").read_text())["metrics"]
+    assert added["score"] == pytest.approx(-metrics["negative_score"])
 
 
 def test_scores_and_answers_change_with_the_version(training: Training, first: dict[str, object]) -> None:

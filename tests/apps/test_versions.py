@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -113,3 +114,19 @@ def test_a_damaged_record_is_said_without_a_path(versions: ModelVersions, tmp_pa
     with pytest.raises(Conflict, match=r"versions/current.json .* cannot be read") as raised:
         versions.current()
     assert str(tmp_path) not in str(raised.value)
+
+
+def test_a_version_whose_record_is_damaged_can_be_used(versions: ModelVersions, tmp_path: Path) -> None:
+    added = versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False, "reason": "worse"})
+    (versions.folder / "0001" / "version.json").write_text("{")
+    assert "0001/version.json of the versions cannot be read" in versions.list()[1]["reason"]
+    assert versions.choose("0001") == added
+
+
+def test_the_number_of_a_version_that_was_used_and_removed_is_not_given_again(
+    versions: ModelVersions, tmp_path: Path
+) -> None:
+    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
+    versions.choose("shipped")
+    shutil.rmtree(versions.folder / "0001")
+    assert versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False}).name == "0002"

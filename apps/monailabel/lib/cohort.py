@@ -10,6 +10,7 @@ all series below it, and blanks around a name are cut off.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +28,13 @@ from workflow.run import write_atomically
 from scripts.labels import LabelTable
 from scripts.own_data import entry_label
 
-from .errors import Conflict, NotFound
+from .errors import AppError, Conflict
 
 __all__ = ["deal_folds", "labelled_entries", "parts_of", "unlabelled_entries", "write_datalist"]
 
+logger = logging.getLogger(__name__)
+
+GIVE_UP = 5  # images one after the other
 Item = Mapping[str, Any]
 Entry = dict[str, str]
 
@@ -58,13 +62,23 @@ def labelled_entries(datalist: Iterable[Item], root: Path) -> list[Entry]:
 
 
 def unlabelled_entries(store: Any, root: Path) -> list[Entry]:
-    """Entries of all images of a store, labelled or not; those of a PACS are fetched."""
-    entries = []
+    """Entries of all images of a store, labelled or not; those of a PACS are fetched.
+
+    One that cannot be had is left out, and said.
+
+    Raises:
+        AppError: if that happens again and again, as when the PACS is down.
+    """
+    entries, in_a_row = [], 0
     for item in store.items():
         try:
             entries.append(_entry(item, store.get_image_uri(item["id"]), root))
-        except NotFound:
-            continue  # gone since it was listed
+            in_a_row = 0
+        except AppError as error:
+            in_a_row += 1
+            if in_a_row == GIVE_UP:
+                raise
+            logger.warning("left out: %s", error)
     return entries
 
 

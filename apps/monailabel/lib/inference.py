@@ -144,7 +144,9 @@ def _run(config_file: Path, overrides: Mapping[str, Any]) -> None:
         cause: BaseException = error
         while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
             cause = cause.__cause__
-        raise cause from error
+        if cause is error:
+            raise
+        raise cause from None
     finally:
         if run_folder is not None:  # its log file, whatever happened; `finalize` would end the process
             run_folder.finish()

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 
 __all__ = ["RequestLimits"]
 
+IN_MEMORY = 1_000_000
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -22,7 +23,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class RequestLimits:
     """ASGI middleware.
 
-    - A body above `limit` bytes: 413, by its Content-Length, or when that many bytes have come.
+    - A body above `limit` bytes: 413, by its Content-Length, or when that many bytes have come. Only uploads may be
+      that large, which go to the disk; any other body is kept in memory.
     - A request that a browser sends for a page of another site (its `Origin`): 403. The server has no log-in of its
       own by default, so any page that a reader has open could otherwise use it.
 
@@ -41,12 +43,14 @@ class RequestLimits:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refused = self._foreign(headers) or self._too_large(headers.get("content-length", "0"))
+        upload = headers.get("content-type", "").startswith("multipart/form-data")
+        limit = self.limit if upload else min(self.limit, IN_MEMORY)
+        refused = self._foreign(headers) or _too_large(headers.get("content-length", "0"), limit)
         if refused is not None:
             reply = JSONResponse({"detail": refused.detail}, refused.status_code, headers={"Connection": "close"})
             await reply(scope, receive, send)
             return
-        await self.app(scope, self._counted(receive), send)
+        await self.app(scope, _counted(receive, limit), send)
 
     def _foreign(self, headers: Headers) -> HTTPException | None:
         origin = headers.get("origin")
@@ -54,22 +58,24 @@ class RequestLimits:
             return None
         return HTTPException(403, f"requests of pages of {origin[:100]} are refused: see MONAI_LABEL_CORS_ORIGINS")
 
-    def _too_large(self, length: str) -> HTTPException | None:
-        if length.isdecimal() and int(length) <= self.limit:
-            return None
-        return HTTPException(413, f"upload: expected at most {self.limit / 1e6:g} MB, the limit of this server")
 
-    def _counted(self, receive: Receive) -> Receive:
-        """A body may come in chunks, without its length: count it."""
-        received = 0
+def _too_large(length: str, limit: int) -> HTTPException | None:
+    if length.isdecimal() and int(length) <= limit:
+        return None
+    return HTTPException(413, f"expected at most {limit / 1e6:g} MB, the limit of this server")
 
-        async def counted() -> MutableMapping[str, Any]:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            error = self._too_large(str(received))
-            if error is not None:
-                raise error
-            return message
 
-        return counted
+def _counted(receive: Receive, limit: int) -> Receive:
+    """A body may come in chunks, without its length: count it."""
+    received = 0
+
+    async def counted() -> MutableMapping[str, Any]:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        error = _too_large(str(received), limit)
+        if error is not None:
+            raise error
+        return message
+
+    return counted

@@ -33,7 +33,8 @@ class PretrainTask(BundleTrainTask):
     """Pretrains a backbone on every image, labelled or not; the classifier's next training starts from it.
 
     Patients that the classifier's comparison holds out are held out here too. ``start`` of a request: ``auto``, from
-    the backbone of the classifier's version in use if there is one; or ``version``, ``scratch``.
+    the settings' ``pretrained_path``, else from the backbone of the classifier's version in use, if there is one; or
+    ``version`` or ``scratch``.
     """
 
     model = PRETRAINING
@@ -86,15 +87,17 @@ class PretrainTask(BundleTrainTask):
         return {"folds_file": str(path), "fold": fold} if both else {"folds_file": None}
 
     def _origin(self, start: str) -> tuple[dict[str, Any], str]:
+        """Overrides that load the weights to start from, and what they are."""
         if start == "scratch":
             return {"pretrained_path": None}, "scratch"
+        if start == "auto" and self._settings().get("pretrained_path"):
+            return {}, "the settings' pretrained_path"
         try:
             current = self.versions.current()
         except Conflict:
             if start == "version":
                 raise
-            given = "pretrained_path" in self.setup.overrides(self.model, "train")
-            return {}, "the settings' pretrained_path" if given else "scratch"
+            return {}, "scratch"
         return {"pretrained_path": str(current.weights)}, f"the backbone of version {current.name}"
 
 
@@ -104,6 +107,8 @@ def newest_pretraining(setup: Setup) -> dict[str, Any] | None:
     for path in (setup.output_root / PRETRAINING / "runs").glob(f"*/{RECORD}"):
         weights = path.parent / WEIGHTS
         if weights.is_file() and is_complete(weights.parent):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            found.append({**record, "weights": str(weights)})
+            try:
+                found.append({**json.loads(path.read_text(encoding="utf-8")), "weights": str(weights)})
+            except (OSError, ValueError, TypeError) as error:
+                logger.warning("pretraining %s is passed over, its record cannot be read: %s", path.parent.name, error)
     return max(found, key=lambda record: record["created"], default=None)

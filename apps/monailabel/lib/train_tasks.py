@@ -49,7 +49,10 @@ class ClassifierTrainTask(BundleTrainTask):
 
     def stats(self) -> dict[str, Any]:
         """What /info tells of the versions."""
-        listed = self.versions.list()
+        try:
+            listed = self.versions.list()
+        except Conflict as error:  # the rest of /info is still worth something
+            return {"error": str(error)}
         used = next((entry["name"] for entry in listed if entry["chosen"]), None)
         return {"version": used, "versions": [entry["name"] for entry in listed]}
 
@@ -89,6 +92,7 @@ class ClassifierTrainTask(BundleTrainTask):
         return known, folds, value["fold"]
 
     def _current(self) -> Version | None:
+        self.versions.list()  # what has been chosen can be read: known before hours of training
         try:
             return self.versions.current()
         except Conflict as error:
@@ -136,12 +140,14 @@ class ClassifierTrainTask(BundleTrainTask):
             problem = error
         if problem is None and current is not None:
             seen = self._seen(current, overrides)
-            note = f"version {current.name} was trained on some of them, so its score flatters it" if seen else ""
+            note = f"version {current.name} was trained on some of them, which flatters it" if seen else ""
             try:
                 more = {**overrides, "allow_seen_patients": seen}
                 old = self._score(run, more, current.weights, "evaluation_of_current", store)
             except AppError as error:
                 note = str(error)
+        if overrides.get("keep_best") or overrides.get("early_stopping"):
+            note += f"{'; ' if note else ''}its epoch was chosen on the same patients, which flatters the new one"
         if scored is None:
             chosen, reason = False, f"not chosen: it could not be scored: {problem}"
         else:

@@ -83,7 +83,7 @@ class ModelVersions:
         current = choices[-1]["name"] if choices else SHIPPED
         listed = []
         for name in self._names():
-            record = {} if name == SHIPPED else _read(self.folder / name / RECORD)
+            record = {} if name == SHIPPED else self._record(name)
             reason = "shipped with the bundle" if name == SHIPPED else record.get("reason")
             last = [choice["reason"] for choice in choices if choice["name"] == name]
             keys = ("created", "score", "compared_with", "labels", "started_from")
@@ -119,13 +119,20 @@ class ModelVersions:
         if not (run / WEIGHTS).is_file():
             raise Conflict("the training left no weights: no version is made of it")
         with self._lock():
-            numbers = [int(path.name) for path in self.folder.iterdir() if NAME.fullmatch(path.name)]
-            name = f"{max(numbers, default=0) + 1:04d}"
+            # a number that was used once means those weights to whoever wrote it down, even if they are gone
+            names = [path.name for path in self.folder.iterdir()] + [choice["name"] for choice in self._choices()]
+            name = f"{max((int(name) for name in names if NAME.fullmatch(name)), default=0) + 1:04d}"
             _write(run / RECORD, {"created": now(), **record})
             os.rename(run, self.folder / name)
         if record.get("chosen"):
             return self.choose(name, str(record.get("reason")))
         return Version(name, self._weights(name))
+
+    def _record(self, name: str) -> dict[str, Any]:
+        try:
+            return _read(self.folder / name / RECORD)
+        except Conflict as error:  # the weights are there: it can be used
+            return {"reason": str(error)}
 
     def _lock(self) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)
