@@ -229,6 +229,21 @@ def test_keys_wheel_and_drag(page):
     assert page.run("document.getElementById('comment').value") == "n1"
 
 
+def test_value_under_the_pointer_is_that_of_the_volume(page, studies):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    page.show(CHEST)
+    page.set("slice", 12)
+    plane = LoadSeries()(studies / CHEST)[0, :, :, -12].numpy()[::-1, ::-1].T
+    height = page.picture().shape[0]
+    for right, down in [(0, 0), (-90, -40), (120, 30)]:
+        ActionChains(page.driver).move_to_element_with_offset(page.find("#canvas"), right, down).perform()
+        # the plane is square and as high as the canvas
+        column, row = (round(len(plane) * (0.5 + offset / height)) for offset in (right, down))
+        around = plane[row - 1 : row + 2, column - 1 : column + 2]
+        assert page.text("#value") in {f"{value} HU" for value in around.ravel()}
+
+
 def test_prediction_and_evidence_are_those_of_the_server(page):
     page.show(CHEST)
     form = {"params": json.dumps({"evidence": True})}

@@ -135,7 +135,7 @@ function showSlice() {
 
 function goTo(number) {
   if (!state.shown) return;
-  viewer.slice = number;
+  viewer.goTo(number);
   showSlice();
 }
 

@@ -17,11 +17,20 @@ const OPTIONS = {
   loadingText: "",
 };
 
+// of the NIfTI-1 header, little-endian as the server writes it
+const HEADER = { dimensions: 40, datatype: 70, start: 108, rows: 280 };
+const INT16 = 4;
+
+/**
+ * NiiVue gets one slice at a time, whose voxels are replaced to move: it works through all that it has with each change
+ * of the window, which takes seconds for a whole CT, and half a gigabyte of the graphics card.
+ */
 export class Viewer {
   constructor(canvas) {
     this.canvas = canvas;
     this.centre = 40;
     this.width = 400;
+    this.clear();
   }
 
   async start() {
@@ -40,50 +49,75 @@ export class Viewer {
     }
   }
 
-  get volume() {
-    return this.nv?.volumes[0];
+  clear() {
+    for (const image of [...(this.nv?.volumes ?? [])]) this.nv.removeVolume(image);
+    this.voxels = null;
+    this.slices = 0;
+    this.slice = 0;
   }
 
-  /** Number of slices; 0 without a volume. */
-  get slices() {
-    return this.volume ? this.volume.dimsRAS[3] : 0;
+  /** Shows the middle slice of a NIfTI file's content, and never that of a study which `signal` says was left. */
+  async show(buffer, signal) {
+    const header = new DataView(buffer);
+    const [columns, rows, slices] = [1, 2, 3].map((axis) => header.getInt16(HEADER.dimensions + 2 * axis, true));
+    const start = header.getFloat32(HEADER.start, true);
+    if (header.getInt16(HEADER.datatype, true) !== INT16) throw new Error("Expected a volume of 16-bit integers.");
+    const single = buffer.slice(0, start + 2 * columns * rows);
+    new DataView(single).setInt16(HEADER.dimensions + 6, 1, true);
+    const image = await niivue.NVImage.loadFromUrl({
+      url: "slice.nii",
+      name: "slice.nii",
+      buffer: single,
+      colormap: "gray",
+      cal_min: this.centre - this.width / 2,
+      cal_max: this.centre + this.width / 2,
+    });
+    if (signal.aborted) return;
+    this.clear();
+    this.voxels = new Int16Array(buffer, start, columns * rows * slices);
+    Object.assign(this, { columns, rows, slices });
+    this.third = [0, 4, 8, 12].map((offset) => header.getFloat32(HEADER.rows + 32 + offset, true));
+    this.nv.addVolume(image);
+    this.resetView();
+    this.goTo(Math.ceil(slices / 2));
   }
 
-  /** Of the slice in view: 1 is the most cranial. */
-  get slice() {
-    const voxel = this.nv.frac2vox(this.nv.scene.crosshairPos);
-    return this.slices - voxel[2];
-  }
-
-  set slice(number) {
-    const [, x, y] = this.volume.dimsRAS;
-    const z = this.slices - Math.min(this.slices, Math.max(1, Math.round(number)));
-    this.nv.scene.crosshairPos = this.nv.vox2frac([Math.floor(x / 2), Math.floor(y / 2), z]);
-    this.nv.drawScene();
-  }
-
-  /** Height of a slice in mm (patient coordinates, towards the head). */
-  millimetres(number) {
-    const [, x, y] = this.volume.dimsRAS;
-    const voxel = [Math.floor(x / 2), Math.floor(y / 2), this.slices - number];
-    return this.nv.frac2mm(this.nv.vox2frac(voxel))[2];
-  }
-
-  /** The slice nearest to a height in mm. */
-  sliceAt(z) {
-    const [low, high] = [this.millimetres(this.slices), this.millimetres(1)];
-    if (this.slices < 2) return 1;
-    const number = this.slices - Math.round(((z - low) / (high - low)) * (this.slices - 1));
-    return Math.min(this.slices, Math.max(1, number));
+  /** To a slice: 1 is the most cranial. */
+  goTo(number) {
+    this.slice = Math.min(this.slices, Math.max(1, Math.round(number)));
+    const size = this.columns * this.rows;
+    const first = (this.slices - this.slice) * size; // the first in the file is the most caudal
+    this.nv.volumes[0].img.set(this.voxels.subarray(first, first + size));
+    this.nv.updateGLVolume();
   }
 
   setWindow(centre, width) {
-    this.centre = centre;
-    this.width = Math.max(1, width);
-    if (!this.volume) return;
-    this.volume.cal_min = this.centre - this.width / 2;
-    this.volume.cal_max = this.centre + this.width / 2;
+    Object.assign(this, { centre, width: Math.max(1, width) });
+    if (!this.slices) return;
+    this.nv.volumes[0].cal_min = this.centre - this.width / 2;
+    this.nv.volumes[0].cal_max = this.centre + this.width / 2;
     this.nv.updateGLVolume();
+  }
+
+  /** Height of a slice's centre in mm (patient coordinates, towards the head). */
+  millimetres(number) {
+    const [x, y, z, origin] = this.third;
+    return (x * (this.columns - 1)) / 2 + (y * (this.rows - 1)) / 2 + z * (this.slices - number) + origin;
+  }
+
+  /** The slice nearest to a height in mm. */
+  sliceAt(millimetres) {
+    const number = Math.round(1 + (this.millimetres(1) - millimetres) / this.third[2]);
+    return Math.min(this.slices, Math.max(1, number));
+  }
+
+  /** HU under the pointer, or null beside the volume. */
+  valueAt(event) {
+    const scale = this.nv.uiData.dpr ?? 1;
+    const place = this.nv.canvasPos2frac([event.offsetX * scale, event.offsetY * scale]);
+    if (place[0] < 0) return null;
+    const [column, row] = this.nv.frac2vox(place);
+    return this.voxels[((this.slices - this.slice) * this.rows + row) * this.columns + column];
   }
 
   zoom(factor) {
@@ -93,40 +127,5 @@ export class Viewer {
 
   resetView() {
     this.nv.setPan2Dxyzmm([0, 0, 0, 1]);
-  }
-
-  /** HU under the pointer, or null beside the volume. */
-  valueAt(event) {
-    if (!this.volume) return null;
-    const scale = this.nv.uiData.dpr ?? 1;
-    const place = this.nv.canvasPos2frac([event.offsetX * scale, event.offsetY * scale]);
-    if (place[0] < 0) return null;
-    const [i, j, k] = this.nv.frac2vox(place);
-    return this.volume.getValue(i, j, k);
-  }
-
-  clear() {
-    for (const volume of [...(this.nv?.volumes ?? [])]) this.nv.removeVolume(volume);
-  }
-
-  /** Shows the middle slice of a NIfTI file's content, and never that of a study which `signal` says was left. */
-  async show(buffer, signal) {
-    const image = await niivue.NVImage.loadFromUrl({
-      url: "volume.nii",
-      name: "volume.nii",
-      buffer,
-      colormap: "gray",
-      cal_min: this.centre - this.width / 2,
-      cal_max: this.centre + this.width / 2,
-    });
-    if (signal.aborted) return;
-    this.clear();
-    const size = Math.max(...image.dimsRAS.slice(1, 4));
-    if (size > this.nv.uiData.max3D) {
-      throw new Error(`The volume is ${size} voxels wide; this graphics card takes ${this.nv.uiData.max3D}.`);
-    }
-    this.nv.addVolume(image);
-    this.resetView();
-    this.slice = Math.ceil(this.slices / 2);
   }
 }
