@@ -37,8 +37,11 @@ FILES = {
     "index.html": "text/html",
     "review.css": "text/css",
     "review.js": "text/javascript",
+    "controls.js": "text/javascript",
     "panels.js": "text/javascript",
     "server.js": "text/javascript",
+    "state.js": "text/javascript",
+    "versions.js": "text/javascript",
     "viewer.js": "text/javascript",
     "niivue.umd.js": "text/javascript",
     "niivue.LICENSE.txt": "text/plain",
@@ -107,6 +110,13 @@ def build_router(
         key = reader.key(path, image, str(weights), os.stat(weights).st_mtime_ns)
         return FileResponse(pictures.get(key, ".png", draw), media_type="image/png", headers=PRIVATE)
 
+    _add_page(router)
+    return router
+
+
+def _add_page(router: APIRouter) -> None:
+    """The files of the page; after the other routes, which the names of files must not hide."""
+
     @router.get("/{name}", include_in_schema=False)
     def page(name: str) -> FileResponse:
         if name not in FILES:
@@ -116,8 +126,6 @@ def build_router(
     @router.get("/", summary="The review page")
     def index() -> FileResponse:
         return page("index.html")
-
-    return router
 
 
 def list_studies(store: SeriesStore) -> list[dict[str, Any]]:

@@ -2,24 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The review page: one study is open at a time; its volume, the model's prediction and the reader's label.
 
-import { groupCard, studyItem, versionHeader, versionRow } from "./panels.js";
+import { goTo, keyAction, listenToControls, showPresets, showSlice, showWindow } from "./controls.js";
+import { groupCard, studyItem } from "./panels.js";
 import * as server from "./server.js";
-import { Viewer } from "./viewer.js";
-
-const $ = (id) => document.getElementById(id);
-const PRESETS = [["Soft tissue", 40, 400], ["Bone", 400, 1800], ["Lung", -600, 1500]];
-
-const state = {
-  table: null, // groups with their classes
-  studies: [],
-  open: null, // id of the study in view
-  shown: false, // its volume is in view
-  predictions: new Map(), // id -> reply of /infer
-  drafts: new Map(), // id -> label that is not saved yet
-  version: null,
-};
-const viewer = new Viewer($("canvas"));
-globalThis.reviewPage = { state, viewer }; // for the browser's console and for tests
+import { $, state, viewer } from "./state.js";
+import { loadVersions } from "./versions.js";
 
 // ---- studies
 
@@ -120,100 +107,6 @@ async function nextStudy() {
   } catch (error) {
     $("error").textContent = error.message;
   }
-}
-
-// ---- slices and window
-
-function showSlice() {
-  const number = viewer.slice;
-  const z = viewer.millimetres(number).toFixed(1);
-  $("slice").value = number;
-  $("slice-text").textContent = `${number} / ${viewer.slices}`;
-  $("slice").setAttribute("aria-valuetext", `slice ${number} of ${viewer.slices}, z = ${z} mm`);
-  $("where").textContent = `${number} / ${viewer.slices}   z = ${z} mm`;
-}
-
-function goTo(number) {
-  if (!state.shown) return;
-  viewer.goTo(number);
-  showSlice();
-}
-
-function showWindow() {
-  const [centre, width] = [Math.round(viewer.centre), Math.round(viewer.width)];
-  $("centre").value = centre;
-  $("width").value = width;
-  $("centre-text").textContent = `${centre} HU`;
-  $("width-text").textContent = `${width} HU`;
-  $("window").textContent = `C ${centre}  W ${width}`;
-  for (const button of $("presets").children) {
-    button.setAttribute("aria-pressed", String(button.dataset.window === `${centre} ${width}`));
-  }
-}
-
-let pending = 0; // a slider moves faster than a large volume is drawn
-
-function setWindow(centre, width) {
-  Object.assign(viewer, { centre, width });
-  showWindow();
-  cancelAnimationFrame(pending);
-  pending = requestAnimationFrame(() => viewer.setWindow(centre, width));
-}
-
-function showPresets() {
-  const [low, high] = state.table.window;
-  const presets = [...PRESETS, ["Model", Math.round((low + high) / 2), high - low]];
-  $("presets").replaceChildren(...presets.map(([name, centre, width], number) => {
-    const button = Object.assign(document.createElement("button"), { type: "button" });
-    button.textContent = `${number + 1} ${name}`;
-    button.title = `centre ${centre}, width ${width} HU`;
-    button.dataset.window = `${centre} ${Math.round(width)}`;
-    button.addEventListener("click", () => setWindow(centre, width));
-    return button;
-  }));
-}
-
-/** With the left button: to the right is wider, upwards is brighter. */
-function onDrag(event) {
-  if (!state.shown || event.buttons !== 1 || !(event.movementX || event.movementY)) return;
-  setWindow(viewer.centre + 2 * event.movementY, Math.max(10, viewer.width + 4 * event.movementX));
-}
-
-let turned = 0; // a trackpad reports parts of a turn
-
-function onWheel(event) {
-  event.preventDefault();
-  if (!state.shown) return;
-  if (event.ctrlKey) {
-    viewer.zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1);
-    return;
-  }
-  turned += event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : 100 * Math.sign(event.deltaY);
-  const steps = Math.trunc(turned / 50);
-  if (!steps) return;
-  turned = 0;
-  goTo(viewer.slice + Math.sign(steps));
-}
-
-const KEYS = {
-  ArrowUp: () => goTo(viewer.slice - 1),
-  ArrowDown: () => goTo(viewer.slice + 1),
-  PageUp: () => goTo(viewer.slice - 5),
-  PageDown: () => goTo(viewer.slice + 5),
-  Home: () => goTo(1),
-  End: () => goTo(viewer.slices),
-  0: () => viewer.resetView(),
-  s: () => $("form").hidden || $("form").requestSubmit(),
-  n: () => nextStudy(),
-};
-
-function onKey(event) {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, textarea, select")) return;
-  const preset = state.shown && "1234".includes(event.key) ? $("presets").children[Number(event.key) - 1] : null;
-  const action = preset ? () => preset.click() : KEYS[event.key];
-  if (!action || (!state.shown && event.key !== "n")) return;
-  event.preventDefault();
-  action();
 }
 
 // ---- prediction and label
@@ -338,7 +231,7 @@ async function save(event) {
   } catch (error) {
     $("error").textContent = `The label was not saved. ${error.message}`;
   } finally {
-    $("save").disabled = false;
+    $("save").disabled = !state.shown;
   }
 }
 
@@ -369,50 +262,26 @@ async function showPicture() {
   }
 }
 
-// ---- versions of the model
-
-async function loadVersions() {
-  try {
-    const reply = await server.versions();
-    const list = Array.isArray(reply) ? reply : reply.versions;
-    state.version = list.find((version) => version.chosen)?.name ?? "none";
-    $("version-rows").replaceChildren(...list.map((version) => versionRow(version, chooseVersion)));
-    $("version").textContent = state.version;
-  } catch (error) {
-    $("version").textContent = `unknown (${error.message})`;
-  }
-}
-
-async function chooseVersion(name) {
-  $("error").textContent = "";
-  try {
-    await server.chooseVersion(name);
-    state.predictions.clear();
-    await loadVersions();
-    if (state.shown) {
-      hidePicture();
-      await predict(state.open);
-    }
-  } catch (error) {
-    $("error").textContent = error.message;
-  }
-}
-
 // ---- start
 
+const KEYS = {
+  s: () => $("save").disabled || $("form").requestSubmit(),
+  n: () => nextStudy(),
+};
+
+function onKey(event) {
+  if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, textarea, select")) return;
+  const action = KEYS[event.key] ?? (state.shown ? keyAction(event.key) : null);
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
 function listen() {
+  listenToControls();
   $("filter").addEventListener("input", showStudies);
   $("score").addEventListener("click", score);
   $("refresh").addEventListener("click", () => loadStudies().catch(showError));
-  $("slice").addEventListener("input", (event) => goTo(Number(event.target.value)));
-  $("centre").addEventListener("input", (event) => setWindow(Number(event.target.value), viewer.width));
-  $("width").addEventListener("input", (event) => setWindow(viewer.centre, Number(event.target.value)));
-  $("view").addEventListener("wheel", onWheel, { passive: false, capture: true });
-  $("view").addEventListener("mousemove", (event) => {
-    const value = state.shown && event.target === $("canvas") ? viewer.valueAt(event) : null;
-    $("value").textContent = value === null ? "" : `${Math.round(value)} HU`;
-  });
-  $("canvas").addEventListener("pointermove", onDrag);
   document.addEventListener("keydown", onKey, true);
   $("comment").addEventListener("input", (event) => edit((label) => { label.comment = event.target.value.trim(); }));
   $("reader").addEventListener("change", (event) => localStorage.setItem("reader", event.target.value.trim()));
@@ -428,14 +297,19 @@ function showError(error) {
   $("error").textContent = error.message;
 }
 
+async function predictAgain() {
+  if (!state.shown) return;
+  hidePicture();
+  await predict(state.open);
+}
+
 async function start() {
   listen();
-  document.querySelector("#versions thead").append(versionHeader());
   await viewer.start();
   state.table = await server.table();
   showPresets();
   showWindow();
-  await Promise.all([loadStudies(), loadVersions()]);
+  await Promise.all([loadStudies(), loadVersions(predictAgain)]);
 }
 
 start().then(() => document.body.classList.add("ready"), (error) => message(error.message, true));
