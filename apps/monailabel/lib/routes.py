@@ -200,5 +200,6 @@ def _known(name: str, known: Collection[str], what: str) -> None:
 
 
 def _shown(result: Any, run_sync: bool) -> Any:
-    """A task that was started, or the result of one that was waited for."""
-    return result if run_sync else task_state(result)
+    """A task that was started, or the result of one that was waited for. The task may be running before the reply is
+    written: a start says the same each time."""
+    return result if run_sync else {**(task_state(result) or {}), "status": "SUBMITTED"}
