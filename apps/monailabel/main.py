@@ -36,9 +36,10 @@ from lib.errors import AppError, NotFound  # noqa: E402
 from lib.infer_task import InjuryBatchInfer, InjuryInferTask  # noqa: E402
 from lib.inference import entropy, label_table, predict  # noqa: E402
 from lib.local_store import LocalStore  # noqa: E402
-from lib.params import ORIGINAL  # noqa: E402
+from lib.request_params import ORIGINAL  # noqa: E402
 from lib.scoring import EntropyScoring  # noqa: E402
 from lib.server import install  # noqa: E402
+from lib.shutdown import end_tasks_with_the_server  # noqa: E402
 from lib.store import SeriesStore  # noqa: E402
 from lib.strategies import strategies  # noqa: E402
 from lib.train_tasks import ClassifierTrainTask, PretrainTask  # noqa: E402
@@ -102,6 +103,7 @@ class InjuryApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         """The server is there: give it its routes."""
         install(server_of_monailabel(), self)
+        end_tasks_with_the_server()
         if self._auto_update_scoring:
             self.async_scoring(None)
 
@@ -136,13 +138,14 @@ class InjuryApp(MONAILabelApp):
         Raises:
             NotFound: naming what was asked for.
         """
-        items = self._datastore.items()
-        if any(item["id"] == image for item in items):
-            return image
         path = os.path.abspath(os.path.join(self._datastore.images_root, image))
-        for item in items:
-            if str(item["image"]) == path:
-                return item["id"]
+        for look in range(2):
+            if look:  # it may have come since the last one
+                self._datastore.refresh()
+            items = self._datastore.items()
+            for item in items:
+                if item["id"] == image or str(item["image"]) == path:
+                    return item["id"]
         raise NotFound(f"no image {image[:200]!r} among the {len(items)} of the studies")
 
     # tasks

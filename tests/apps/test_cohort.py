@@ -20,7 +20,7 @@ from workflow.datalist import read_folds  # noqa: E402
 from apps.monailabel.lib.cohort import deal_folds, labelled_entries, parts_of, unlabelled_entries  # noqa: E402
 from apps.monailabel.lib.comparison import Score, decide, read_score  # noqa: E402
 from apps.monailabel.lib.errors import Conflict, NotFound, Unusable  # noqa: E402
-from apps.monailabel.lib.parameters import check_parameters, fixed_by_inference, open_parameters  # noqa: E402
+from apps.monailabel.lib.training_params import check_parameters, fixed_by_inference, open_parameters  # noqa: E402
 from scripts.labels import LabelTable  # noqa: E402
 
 TABLE = LabelTable.from_file(BUNDLE / "configs" / "labels.json")

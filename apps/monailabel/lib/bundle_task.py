@@ -30,7 +30,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from .bundle_run import RunFailed, alone, run_bundle
 from .bundles import Setup
 from .errors import Unusable
-from .parameters import check_parameters, fixed_by_inference, open_parameters
+from .training_params import check_parameters, fixed_by_inference, open_parameters
 from .versions import WEIGHTS, ModelVersions
 
 __all__ = ["FOLDS", "TRAINING", "BundleTrainTask"]

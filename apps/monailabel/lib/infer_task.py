@@ -71,7 +71,7 @@ class InjuryInferTask(InferTask):
         Args:
             image: folder of a DICOM series, or NIfTI file.
             name: of the image in messages.
-            params: as `params.inference_params` gives them.
+            params: as `request_params.inference_params` gives them.
         """
         version = self.versions.current()
         options = {key: params[key] for key in ("device", "tta") if key in params}

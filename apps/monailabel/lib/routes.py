@@ -24,7 +24,7 @@ from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.utils.others.generic import remove_file
 
 from .errors import NotFound, Unusable
-from .params import JsonBody, JsonField, inference_params, json_object, task_params
+from .request_params import JsonBody, JsonField, inference_params, json_object, task_params
 from .store_routes import add_store_routes
 from .task_state import task_state
 from .uploads import unpack_upload

@@ -15,7 +15,7 @@ from monailabel.utils.others.generic import get_mime_type
 from starlette.responses import FileResponse
 
 from .errors import NotFound, TooLarge, Unusable
-from .params import JsonField, json_object
+from .request_params import JsonField, json_object
 
 if TYPE_CHECKING:
     from main import InjuryApp
