@@ -156,8 +156,12 @@ class Checkpoints:
                 return path
             logger.warning("resume: %s is damaged, the disk may be too: trying the checkpoint before it", path)
         if found:
-            load_tensors(found[0])  # says what else it is
-            raise WeightsError(f"resume: none of the {len(found)} checkpoints in {self.folder} is whole")
+            message = f"resume: none of the {len(found)} checkpoints in {self.folder} is whole"
+            try:
+                load_tensors(found[0])
+            except WeightsError as error:  # it says what else it is, such as code
+                raise WeightsError(f"{message}: {error}") from error
+            raise WeightsError(message)
         logger.warning("resume: no checkpoint in %s yet: the run starts from the beginning", self.folder)
         return None
 

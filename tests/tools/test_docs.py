@@ -58,8 +58,9 @@ def test_what_is_said_of_other_repositories_holds(root: Path) -> None:
 
 def test_make_pack_hands_weights_on(root: Path, tmp_path: Path) -> None:
     def words(*arguments: str) -> str:
-        command = ["make", "--dry-run", "pack", f"VENV={tmp_path}", *arguments]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        command = ["make", "--dry-run", "--no-print-directory", "pack", f"VENV={tmp_path}", *arguments]
+        alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        done = subprocess.run(command, cwd=root, env=alone, capture_output=True, text=True, check=True)
         return " ".join(done.stdout[done.stdout.index("-m tools.pack") :].replace("\\\n", " ").split())
 
     assert words() == "-m tools.pack --out dist"

@@ -1,6 +1,6 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of one gloo group on this machine, forked from the test: as torchrun would start them."""
+"""Processes of one gloo group on this machine, as torchrun would start them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# a fork saves the imports; where there is a GPU autograd has threads that do not survive it
-METHOD = "spawn" if torch.cuda.is_available() else "fork"
+# not forked from the test: the threads of autograd, which a test before may have started, do not survive that
+METHOD = "forkserver"
+mp.get_context(METHOD).set_forkserver_preload(["torch", "monai.engines", "ignite.engine"])
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:

@@ -27,6 +27,7 @@ from workflow.distributed import ProcessGroup, parallel
 from workflow.sampler import EpochSampler
 
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
+from tests.workflow.ranks import METHOD
 
 RANKS = 2
 DATA = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
@@ -85,9 +86,7 @@ def test_two_processes_share_the_data_and_step_alike(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # a fork saves the imports; where there is a GPU autograd has threads that do not survive it
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    mp.start_processes(process, args=(str(tmp_path), port), nprocs=RANKS, start_method=method)
+    mp.start_processes(process, args=(str(tmp_path), port), nprocs=RANKS, start_method=METHOD)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
     assert [f["rank"] for f in found] == [0, 1]
     assert all(f["wrapped"] for f in found)
