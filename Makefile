@@ -37,9 +37,10 @@ LABEL_PY := $(LABEL_VENV)/bin/python
 LABEL_PIP := $(LABEL_PY) -m pip install --quiet --disable-pip-version-check
 APP := apps/monailabel
 
-$(LABEL_VENV)/run.stamp: requirements.txt $(APP)/requirements.txt tools/pins.py $(METADATA) $(wildcard $(APP)/stand_ins/*/*.py)
+$(LABEL_VENV)/run.stamp: requirements.txt $(wildcard $(APP)/*.txt) tools/pins.py $(METADATA) $(wildcard $(APP)/stand_ins/*/*.py)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"needs Python 3.11, found {v}: PYTHON=python3.11")'
 	$(PYTHON) -m venv $(LABEL_VENV)
-	$(LABEL_PY) tools/pins.py > $(LABEL_VENV)/constraints.txt
+	$(LABEL_PY) tools/pins.py | cat - $(APP)/constraints.txt > $(LABEL_VENV)/constraints.txt
 	grep -v '^monailabel==' $(APP)/requirements.txt > $(LABEL_VENV)/requirements.txt
 	$(LABEL_PIP) -r requirements.txt -r $(LABEL_VENV)/requirements.txt -c $(LABEL_VENV)/constraints.txt
 	$(LABEL_PIP) --no-deps $$(grep '^monailabel==' $(APP)/requirements.txt)
@@ -75,7 +76,7 @@ test-all: lint
 
 ## the tests of the MONAI Label app, in its own environment: real servers, a PACS, a browser
 test-label: $(LABEL_VENV)/dev.stamp
-	$(LABEL_PY) -m pytest tests/apps --durations=10
+	$(LABEL_PY) -m pytest $(PARALLEL) tests/apps --durations=10
 
 ## both bundles as folders and zips that stand alone, in dist/; VOCO_WEIGHTS=FILE and RSNA_WEIGHTS=FILE go into them
 pack: $(VENV)/run.stamp
