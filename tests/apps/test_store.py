@@ -516,7 +516,10 @@ def test_headers_are_read_once_and_only_where_patients_matter(tmp_path: Path, mo
 def test_one_name_for_all_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in "ab":
         of_patient(tmp_path / name, "ANONYMOUS")
-    patients(open_store(tmp_path))
+    store = open_store(tmp_path)
+    for _ in range(2):
+        patients(store)
+    assert caplog.text.count("name the same patient") == 1
     assert "all 2 DICOM series name the same patient, 'ANONYMOUS'" in caplog.text
     assert "--conf patients" in caplog.text
 

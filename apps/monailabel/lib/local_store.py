@@ -70,6 +70,7 @@ class LocalStore(SeriesStore):
         self._exclude = (*exclude, *OWN, *_inside(self._labels, studies))
         self._cache_dir = cache_dir
         self._named: dict[str, str] = {}
+        self._said = ""  # the one patient that all are, if it was said
         if not studies.is_dir():
             raise NotFound(f"studies: expected a folder of CT series, found none at {studies}")
         if root != studies and (studies / LABELS / FINAL).is_dir():
@@ -153,7 +154,8 @@ class LocalStore(SeriesStore):
         asked = {item["id"]: Path(item["image"]) for item in items if self._is_unnamed(item)}
         found = self._headers.of(path for path in asked.values() if path.is_dir())
         patients = [found[path] for path in asked.values() if found.get(path)]
-        if len(patients) > 1 and len(set(patients)) == 1:
+        if len(patients) > 1 and len(set(patients)) == 1 and self._said != patients[0]:
+            self._said = patients[0]
             logger.warning("the headers of all %d DICOM series name the same patient, %r: if they are of several, name"
                            " them by --conf patients", len(patients), patients[0])  # fmt: skip
         return [{**item, "patient_id": found.get(asked.get(item["id"])) or item["patient_id"]} for item in items]
