@@ -23,6 +23,8 @@ import pytest
 import requests
 from pydicom.uid import generate_uid
 
+from apps.monailabel.lib.dicomweb_store import DicomwebStore
+
 ROOT = Path(__file__).resolve().parents[2]
 SERIES = ROOT / "tests" / "data" / "crlm_ct_1004"
 UID = pydicom.dcmread(SERIES / "1-18.dcm", stop_before_pixels=True).SeriesInstanceUID
@@ -106,7 +108,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(start_server: Callable[..., Any], orthanc: Orthanc, cache: Path) -> Callable[..., Any]:
     """Starts a server over Orthanc, again and again over the same cache."""
     return lambda **options: start_server(
-        f"{orthanc.url}/dicom-web", environment={"MONAI_LABEL_DICOMWEB_CACHE_PATH": str(cache)}, **options
+        f"{orthanc.url}/dicom-web", environment={"MONAI_LABEL_DATASTORE_CACHE_PATH": str(cache)}, **options
     )
 
 
@@ -208,10 +210,46 @@ def test_a_pacs_that_is_down_is_named_and_one_that_comes_back_is_used(
     assert "the DICOMweb server was asked for" in reply.json()["detail"]
     assert "cannot be reached" in reply.json()["detail"]
     assert downloaded(cache) == {}
-    end = time.time() + 30
-    while (reply := server.get("/datastore/")).ok and time.time() < end:  # the list is kept for some seconds
-        time.sleep(1)
-    assert (reply.status_code, "asked for its series" in reply.json()["detail"]) == (502, True)
     orthanc.start()
     assert server.post("/infer/rsna_cnn_lstm", params={"image": UID}).status_code == 200
     assert downloaded(cache) == {UID: 8}
+
+
+def test_a_server_that_starts_while_the_pacs_is_down_works_with_what_it_has(
+    server: Any, start: Callable[..., Any], orthanc: Orthanc, cache: Path
+) -> None:
+    assert downloaded(cache) == {UID: 8}
+    orthanc.stop()
+    again = start(app=server.app)
+    assert again.get("/info/").json()["datastore"] == {"total": 1, "completed": 1, "label_tags": {"final": 1}}
+    assert again.post("/infer/rsna_cnn_lstm", params={"image": UID}).status_code == 200
+    reply = again.put("/datastore/label", params={"image": UID}, files={"label": ("l.json", json.dumps(LABEL))})
+    assert reply.status_code == 200, reply.text
+    reply = again.get("/datastore/image/info", params={"image": "1.2.3"})  # the server may have it by now
+    assert (reply.status_code, "asked for its series" in reply.json()["detail"]) == (502, True)
+    again.stop()
+    orthanc.start()
+
+
+def test_a_series_that_was_still_arriving_is_fetched_again(start: Callable[..., Any], orthanc: Orthanc) -> None:
+    images = [pydicom.dcmread(path) for path in sorted(SERIES.iterdir())]
+    uid, cache = generate_uid(), orthanc.folder / "another cache"
+    contents = []
+    for image in images:
+        image.SeriesInstanceUID, image.SOPInstanceUID = uid, generate_uid()
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        content = BytesIO()
+        image.save_as(content)
+        contents.append(content.getvalue())
+    for content in contents[:6]:
+        orthanc.send(content)
+    store = DicomwebStore(f"{orthanc.url}/dicom-web", None, cache)
+    assert {item["id"]: item["instances"] for item in store.items()} == {UID: 8, uid: 6}
+    assert len(list(store.path(uid).iterdir())) == 6
+    store.update_image_info(uid, {"entropy": 0.5})
+    for content in contents[6:]:
+        orthanc.send(content)
+    store.refresh()
+    assert store.items()[[item["id"] for item in store.items()].index(uid)]["instances"] == 8
+    assert "entropy" not in store.get_image_info(uid)
+    assert len(list(store.path(uid).iterdir())) == 8

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ import torch
 from apps.monailabel.lib.errors import Conflict, NotFound, Unusable
 from apps.monailabel.lib.local_store import LocalStore
 from apps.monailabel.lib.scoring import EntropyScoring
-from apps.monailabel.lib.strategies import noted_entropy, strategies
+from apps.monailabel.lib.strategies import SCORE, noted_entropy, strategies
 from apps.monailabel.lib.versions import ModelVersions
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 
@@ -120,15 +121,15 @@ class Classifier:
         value = self.values[image.name] + (0.5 if self.version != "shipped" else 0)
         return SimpleNamespace(probabilities={"liver": {"healthy": 1 - value, "low": value}})
 
-    def scoring(self) -> EntropyScoring:
-        return EntropyScoring(self.current, self.predict, lambda probabilities: probabilities["liver"]["low"])
+    def scoring(self, settings: dict[str, Any] | None = None) -> EntropyScoring:
+        return EntropyScoring(self.current, self.predict, lambda probabilities: probabilities["liver"]["low"], settings)
 
 
 def test_scoring_notes_the_entropy_of_what_has_no_label(store: LocalStore, tmp_path: Path) -> None:
     classifier = Classifier()
     label(store, "b.nii.gz", tmp_path)
     done = classifier.scoring()({"method": "entropy"}, store)
-    assert done == {"version": "shipped", "scored": 3, "already": 0, "failed": {}}
+    assert done == {"version": "shipped", "scored": 3, "already": 0, "left": 0, "failed": {}}
     assert [name for name, _ in classifier.calls] == ["a.nii.gz", "c.nii.gz", "d.nii.gz"]
     info = store.get_image_info("c.nii.gz")
     assert (info["entropy"], info["entropy_version"]) == (0.3, "shipped")
@@ -142,7 +143,7 @@ def test_a_second_run_scores_only_what_is_new_or_of_another_version(store: Local
     scoring = classifier.scoring()
     scoring({}, store)
     classifier.calls.clear()
-    assert scoring({}, store) == {"version": "shipped", "scored": 0, "already": 4, "failed": {}}
+    assert scoring({}, store) == {"version": "shipped", "scored": 0, "already": 4, "left": 0, "failed": {}}
     assert classifier.calls == []
     classifier.version = "0001"
     assert scoring({}, store)["scored"] == 4
@@ -162,7 +163,7 @@ def test_scoring_goes_on_after_an_image_that_cannot_be_read(store: LocalStore) -
     assert info["failed"] == "b: two series in one folder"
     assert not {"entropy", "entropy_version", "probabilities"} & set(info), "those of before are not its own any more"
     assert next_sample(store, "uncertain") == "c.nii.gz"
-    assert scoring({}, store) == {"version": "0001", "scored": 0, "already": 3, "failed": done["failed"]}
+    assert scoring({}, store) == {"version": "0001", "scored": 0, "already": 3, "left": 0, "failed": done["failed"]}
     classifier.faults = {}
     assert scoring({}, store)["scored"] == 1, "repaired"
     assert "failed" not in store.get_image_info("b.nii.gz")
@@ -194,7 +195,103 @@ def test_what_cannot_be_noted_is_said_before_the_work(store: LocalStore) -> None
 
 def test_without_images_there_is_nothing_to_do(tmp_path: Path) -> None:
     done = Classifier().scoring()({}, LocalStore(tmp_path, TABLE))
-    assert done == {"version": "shipped", "scored": 0, "already": 0, "failed": {}}
+    assert done == {"version": "shipped", "scored": 0, "already": 0, "left": 0, "failed": {}}
+
+
+def test_other_weights_or_settings_under_the_same_name_score_again(store: LocalStore, tmp_path: Path) -> None:
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"weights")
+    classifier = Classifier()
+    classifier.current = lambda: SimpleNamespace(name="shipped", weights=weights)
+    assert classifier.scoring({"tta": ["x"]})({}, store)["scored"] == 4
+    assert classifier.scoring({"tta": ["x"]})({}, store)["already"] == 4
+    assert classifier.scoring({"tta": []})({}, store)["scored"] == 4, "other settings"
+    assert classifier.scoring({"tta": []})({}, store)["already"] == 4
+    weights.write_bytes(b"further weights")
+    assert classifier.scoring({"tta": []})({}, store)["scored"] == 4, "another file of the same name"
+    shutil.copyfile(weights, tmp_path / "copy")
+    os.utime(weights, ns=(1, 1))
+    assert classifier.scoring({"tta": []})({}, store)["scored"] == 4, "of the same size"
+
+
+def test_scores_by_what_is_not_in_use_come_after_those_that_are(store: LocalStore) -> None:
+    classifier = Classifier()
+    classifier.scoring()({}, store)
+    uncertain = strategies(classifier.current)["uncertain"]
+
+    def first() -> str:
+        return uncertain({"strategy": "uncertain"}, store)["id"]
+
+    assert first() == "b.nii.gz"
+    store.update_image_info("d.nii.gz", {**dict.fromkeys(SCORE), "failed": None})
+    classifier.version = "0001"
+    assert first() == "b.nii.gz", "better an old score than none"
+    classifier.values["c.nii.gz"] = -0.4
+    classifier.faults = {image: NotFound("not now") for image in ("a.nii.gz", "b.nii.gz", "d.nii.gz")}
+    classifier.scoring()({}, store)
+    assert store.get_image_info("c.nii.gz")["entropy"] < store.get_image_info("b.nii.gz")["entropy"]
+    assert first() == "c.nii.gz"
+
+    def none() -> None:
+        raise Conflict("there are no weights yet")
+
+    assert strategies(none)["uncertain"]({"strategy": "uncertain"}, store)["id"] == "b.nii.gz"
+
+
+def test_a_run_tries_no_more_images_than_asked_for_and_new_ones_first(store: LocalStore) -> None:
+    classifier = Classifier()
+    classifier.faults = {image: Unusable("it is no CT") for image in ("a.nii.gz", "b.nii.gz")}
+    scoring = classifier.scoring()
+    with pytest.raises(Unusable, match="none of 2 images could be scored"):
+        scoring({"max_images": 2}, store)
+    assert [name for name, _ in classifier.calls] == ["a.nii.gz", "b.nii.gz"]
+    classifier.calls.clear()
+    assert scoring({"max_images": 1}, store) == {"version": "shipped", "scored": 1, "already": 0, "left": 3,
+                                                 "failed": {}}  # fmt: skip
+    assert scoring({"max_images": 9}, store)["left"] == 0
+    assert [name for name, _ in classifier.calls] == ["c.nii.gz", "d.nii.gz", "a.nii.gz", "b.nii.gz"]
+
+
+@pytest.mark.parametrize("number", [0, -1, "3", 1.5, True, [], "all"])
+def test_a_number_of_images_that_is_none_is_refused(store: LocalStore, number: Any) -> None:
+    classifier = Classifier()
+    for call in (EntropyScoring.check, lambda request: classifier.scoring()(request, store)):
+        with pytest.raises(Unusable, match="max_images: expected a whole number from 1"):
+            call({"max_images": number})
+    assert classifier.calls == []
+    assert EntropyScoring.check({}) is EntropyScoring.check({"max_images": None}) is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error at /home/x"), OSError(28, "No space"), MemoryError(),
+                                   Conflict("not enough memory now")])  # fmt: skip
+def test_scoring_goes_on_after_what_is_no_fault_of_the_image(
+    store: LocalStore, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    classifier = Classifier()
+    classifier.faults = {"b.nii.gz": error}
+    done = classifier.scoring()({}, store)
+    assert (done["scored"], list(done["failed"])) == (3, ["b.nii.gz"])
+    own = isinstance(error, Conflict)
+    said = "not enough memory now" if own else f"failed with {type(error).__name__}; the server's log says why"
+    assert done["failed"]["b.nii.gz"] == said
+    assert "failed" not in store.get_image_info("b.nii.gz")
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert (record.exc_info is None) == own, "the log has the stack trace"
+
+
+def test_what_fails_image_after_image_ends_a_run(tmp_path: Path) -> None:
+    names = [f"{number:02}.nii.gz" for number in range(30)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"a volume")
+    classifier = Classifier()
+    classifier.values = dict.fromkeys(names, 0.5)
+    classifier.faults = dict.fromkeys(names[5:], NotFound("the PACS is down"))
+    with pytest.raises(NotFound, match="stopped after 10 images that failed one after the other: the PACS is down"):
+        classifier.scoring()({}, LocalStore(tmp_path, TABLE))
+    assert len(classifier.calls) == 15
+    classifier.calls.clear()
+    classifier.faults = dict.fromkeys(names[5:], Unusable("it is no CT"))
+    assert len(classifier.scoring()({}, LocalStore(tmp_path, TABLE))["failed"]) == 25, "their own fault"
 
 
 DATA = ["acrin_flt_breast_001.nii.gz", "cptac_pda_c3l_00189.nii.gz", "lidc_idri_0001.nii.gz"]
@@ -295,7 +392,7 @@ def test_the_server_scores_proposes_and_takes_labels(
 
 @pytest.mark.slow
 def test_without_weights_scoring_says_what_to_do(start_server: Callable[..., Any], studies: Path) -> None:
-    server = start_server(studies, conf={"weights": "/nowhere/model.pt"}, shipped=None)
+    server = start_server(studies, shipped=None)
     state = score(server)
     assert state["status"] == "ERROR"
     assert "there are no weights yet" in state["details"][-1]

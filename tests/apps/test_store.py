@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from pathlib import Path
 
 import pytest
 from monailabel.interfaces.datastore import DefaultLabelTag
+from pydicom import dcmread
 
+from apps.monailabel.lib import patients as patients_of
+from apps.monailabel.lib.bundles import SetupError
 from apps.monailabel.lib.errors import Conflict, NotFound, Unusable
 from apps.monailabel.lib.label import check_label
 from apps.monailabel.lib.local_store import LocalStore
@@ -167,7 +171,7 @@ def test_a_label_is_kept_as_it_was_checked(studies: Path, tmp_path: Path) -> Non
     assert store.get_unlabeled_images() == ["a.nii.gz", "b.nii.gz"]
     assert store.status() == {"total": 3, "completed": 1, "label_tags": {"final": 1}}
     assert store.datalist() == [{"id": "case 7/venous", "image": str(studies / "case 7/venous"), "label": str(file),
-                                 "patient_id": "case 7/venous", "series_id": "case 7/venous"}]  # fmt: skip
+                                 "patient_id": "CRLM-CT-1004", "series_id": "case 7/venous"}]  # fmt: skip
 
 
 def test_the_reply_of_an_inference_is_no_final_label(studies: Path, tmp_path: Path) -> None:
@@ -246,9 +250,38 @@ def test_a_label_can_be_taken_back(studies: Path, tmp_path: Path) -> None:
     save(store, "a.nii.gz", tmp_path)
     store.remove_label("a.nii.gz", "final")
     assert store.get_unlabeled_images() == store.list_images()
-    assert [name for name in files_below(studies / "labels") if "lock" not in name] == []
+    assert [name for name in files_below(studies / "labels") if "lock" not in name and ".history" not in name] == []
     with pytest.raises(NotFound, match=r"image a\.nii\.gz has no label final"):
         store.remove_label("a.nii.gz", "final")
+
+
+def test_no_label_is_ever_lost(studies: Path, tmp_path: Path) -> None:
+    store, image = open_store(studies), "case 7/venous"
+    history = studies / "labels" / ".history"
+    labels = [{"groups": {"liver": name}} for name in ("healthy", "low", "high")]
+    save(store, image, tmp_path, labels[0])
+    assert not history.exists(), "nothing was replaced"
+    for content in (labels[0], labels[1], labels[2]):
+        save(store, image, tmp_path, content)
+    store.remove_label(image, "final")
+    save(store, image, tmp_path, labels[0])
+    kept = sorted((history / "final" / "case 7").iterdir())
+    assert all(re.fullmatch(r"venous\.\d{8}T\d{6}\.\d{6}Z\.json", path.name) for path in kept)
+    assert [json.loads(path.read_text()) for path in kept] == labels, "in the order of their end, the same one once"
+    infos = sorted((history / ".info" / "final" / "case 7").iterdir())
+    assert [path.name for path in infos] == [path.name for path in kept]
+    assert {json.loads(path.read_text())["user"] for path in infos} == {"A. B."}
+    assert store.list_images() == ["a.nii.gz", "b.nii.gz", "case 7/venous"]
+    assert store.status()["label_tags"] == {"final": 1}
+
+
+def test_what_somebody_put_there_by_hand_is_kept_as_it_was(studies: Path, tmp_path: Path) -> None:
+    file = studies / "labels" / "final" / "a.nii.gz.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"\xff no label")
+    save(open_store(studies), "a.nii.gz", tmp_path)
+    [kept] = (studies / "labels" / ".history" / "final").iterdir()
+    assert kept.read_bytes() == b"\xff no label"
 
 
 def test_notes_are_merged_and_none_removes_one(studies: Path) -> None:
@@ -358,18 +391,187 @@ for call in (lambda: store.save_label("a.nii.gz", sys.argv[2], "original", {}),
 def test_studies_that_cannot_be_written_to_are_read_and_the_error_says_so(studies: Path, tmp_path: Path) -> None:
     new = tmp_path / "new.nii.gz"
     new.write_bytes(b"a volume")
-    command = [sys.executable, "-c", READ_ONLY, str(studies), write(tmp_path / "sent.json", LABEL), str(new)]
-    if os.geteuid() == 0:  # whom permissions do not hold, unless he gives that up
-        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
     studies.chmod(0o555)
     try:
-        out = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
-                             capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+        out = as_a_user(READ_ONLY, str(studies), write(tmp_path / "sent.json", LABEL), str(new)).splitlines()
     finally:
         studies.chmod(0o755)
-    assert len(out) == 3, out
-    assert all(line.endswith("cannot be stored: the server may not write to the labels folder") for line in out), out
+    said = [line.partition("the server may not write to the ")[2] for line in out]
+    assert said == ["labels folder", "labels folder", "studies folder"], out
     assert not (studies / "labels").exists()
+
+
+def as_a_user(code: str, *arguments: str) -> str:
+    """What a process says that permissions hold, whoever runs this."""
+    command = [sys.executable, "-c", code, *arguments]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+                          capture_output=True, text=True).stdout  # fmt: skip
+
+
+APART = """
+import sys
+from pathlib import Path
+from apps.monailabel.lib.errors import Conflict
+from apps.monailabel.lib.local_store import LocalStore
+store = LocalStore(Path(sys.argv[1]), None, labels=Path(sys.argv[2]))
+store.save_label("a.nii.gz", sys.argv[3], "original", {})
+store.update_image_info("case 7/venous", {"a": 1})
+try:
+    store.add_image("n", sys.argv[4], {})
+except Conflict as error:
+    sys.stdout.write(str(error))
+"""
+
+
+def test_labels_of_read_only_studies_go_to_a_folder_of_their_own(studies: Path, tmp_path: Path) -> None:
+    before, labels, new = files_below(studies), tmp_path / "labels of ward 3", tmp_path / "new.nii.gz"
+    new.write_bytes(b"a volume")
+    studies.chmod(0o555)
+    try:
+        said = as_a_user(APART, str(studies), str(labels), write(tmp_path / "sent.json", LABEL), str(new))
+    finally:
+        studies.chmod(0o755)
+    assert said == "image n.nii.gz cannot be stored: the server may not write to the studies folder"
+    store = LocalStore(studies, TABLE, EXCLUDE, labels=labels)
+    assert (store.root, store.images_root, store.name()) == (labels, studies, "studies")
+    assert store.label("a.nii.gz", "original") == LABEL
+    assert store.get_image_info("case 7/venous")["a"] == 1
+    save(store, "case 7/venous", tmp_path)
+    assert store.datalist()[0]["label"] == str(labels / "labels" / "final" / "case 7" / "venous.json")
+    assert store.datalist()[0]["image"] == str(studies / "case 7" / "venous")
+    assert files_below(studies) == before
+    assert open_store(studies).get_labeled_images() == [], "a store without it looks in the studies"
+
+
+def test_labels_apart_but_within_the_studies_are_no_images(studies: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_to = studies / "case [7]"
+    (write_to / "labels" / "final").mkdir(parents=True)
+    (write_to / "labels" / "final" / "x.nii.gz").write_bytes(b"no image")
+    store = LocalStore(studies, TABLE, labels=write_to)
+    assert store.list_images() == ["a.nii.gz", "b.nii.gz", "case 7/venous"]
+    assert "are not used" not in caplog.text
+    (studies / "labels" / "final").mkdir(parents=True)
+    LocalStore(studies, TABLE, EXCLUDE, labels=write_to)
+    assert "those in labels of the studies are not used" in caplog.text
+
+
+def of_patient(folder: Path, patient: str | None) -> Path:
+    """A DICOM series whose header says so; None for a header without the element."""
+    folder.mkdir(parents=True)
+    for path in (ROOT / "tests" / "data" / "crlm_ct_1004").iterdir():
+        image = dcmread(path)
+        if patient is None:
+            del image.PatientID
+        else:
+            image.PatientID = patient
+        image.save_as(folder / path.name)
+    return folder
+
+
+def patients(store: LocalStore) -> dict[str, str]:
+    return {item["id"]: item["patient_id"] for item in store.items()}
+
+
+def test_series_are_one_patients_by_their_headers(tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    for name, patient in {"p/1": "P 7", "p/2": "P 7", "q": "P 8", "blank": " ", "none": None,
+                          "train_images/10004/21057": "P 7"}.items():  # fmt: skip
+        of_patient(studies / name, patient)
+    (studies / "n.nii.gz").write_bytes(b"a volume")
+    store = open_store(studies)
+    assert patients(store) == {"p/1": "P 7", "p/2": "P 7", "q": "P 8", "blank": "blank", "none": "none",
+                               "n.nii.gz": "n.nii.gz", "train_images/10004/21057": "10004"}  # fmt: skip
+    for image in ("p/1", "p/2"):
+        save(store, image, tmp_path)
+    assert [item["patient_id"] for item in store.datalist()] == ["P 7", "P 7"]
+
+
+def test_headers_are_read_once_and_only_where_patients_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(patients_of, "dcmread", lambda path, **options: (read.append(path.parent.name),
+                                                                         dcmread(path, **options))[1])  # fmt: skip
+    studies, cache = tmp_path / "studies", tmp_path / "cache"
+    for name in "abc":
+        of_patient(studies / name, "P 7")
+    store = LocalStore(studies, TABLE, EXCLUDE, cache)
+    store.list_images(), store.items(patients=False), store.status(), store.json(), store.get_unlabeled_images()
+    assert store.get_image_info("a")["patient_id"] == "a"
+    assert read == []
+    assert set(patients(store).values()) == {"P 7"}
+    assert sorted(read) == ["a", "b", "c"], "one file of each"
+    again = LocalStore(studies, TABLE, EXCLUDE, cache)
+    assert patients(store) == patients(again)
+    assert len(read) == 3, "another process does not read them again"
+    for path in (studies / "b").iterdir():  # in place, so that the folder does not change
+        image = dcmread(path)
+        image.PatientID = "P 9"
+        image.save_as(path)
+    assert [patients(each)["b"] for each in (store, again)] == ["P 9", "P 9"]
+    next((cache / "patients").iterdir()).write_text("{ broken")
+    assert patients(LocalStore(studies, TABLE, EXCLUDE, cache)) == {"a": "P 7", "b": "P 9", "c": "P 7"}
+
+
+def test_one_name_for_all_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "ab":
+        of_patient(tmp_path / name, "ANONYMOUS")
+    store = open_store(tmp_path)
+    for _ in range(2):
+        patients(store)
+    assert caplog.text.count("name the same patient") == 1
+    assert "all 2 DICOM series name the same patient, 'ANONYMOUS'" in caplog.text
+    assert "--conf patients" in caplog.text
+
+
+def test_a_file_names_the_patients(studies: Path, tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("\ufeffimage,patient_id,ward\na.nii.gz,007,3\ncase 7/venous, 007 ,3\n", encoding="utf-8")
+    store = LocalStore(studies, TABLE, EXCLUDE, patients=table)
+    assert patients(store) == {"a.nii.gz": "007", "b.nii.gz": "b.nii.gz", "case 7/venous": "007"}
+    assert store.get_image_info("a.nii.gz")["patient_id"] == "007"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("image,patient_id\nx,1\na.nii.gz,\n,2\nb.nii.gz,1\nb.nii.gz,2\n",
+         "not among the images: 'x'; image or patient_id blank: row 3, row 4; listed more than once: 'b.nii.gz'"),
+        ("image,patient_id\n" + "".join(f"x{number},1\n" for number in range(12)), "'x9' and 2 more"),
+        ("image,patient_id\na.nii.gz\n", "blank: row 2"),
+        ("name,patient\na.nii.gz,1\n", "expected a CSV with the columns image and patient_id"),
+        ("", "expected a CSV with the columns image and patient_id"),
+        (None, "expected a CSV with the columns image and patient_id"),
+    ],
+)  # fmt: skip
+def test_a_file_of_patients_that_does_not_fit_is_refused(
+    studies: Path, tmp_path: Path, rows: str | None, message: str
+) -> None:
+    table = tmp_path / "patients.csv"
+    if rows is not None:
+        table.write_text(rows)
+    with pytest.raises(SetupError, match=re.escape(message)) as caught:
+        LocalStore(studies, TABLE, EXCLUDE, patients=table)
+    assert str(caught.value).startswith(f"--conf patients {table}: ")
+
+
+def test_a_list_that_takes_long_is_kept_longer(studies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, listed = open_store(studies), []
+    found = store._find()
+
+    def slowly() -> dict:
+        listed.append(time.monotonic())
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(store, "_find", slowly)
+    store.list_images()
+    time.sleep(1.2)
+    store.list_images()
+    assert len(listed) == 1
+    with pytest.raises(NotFound):
+        store.path("new")
+    assert len(listed) == 2, "an unknown image is looked for all the same"
 
 
 def test_an_image_is_added_once_and_never_removed(studies: Path, tmp_path: Path) -> None:

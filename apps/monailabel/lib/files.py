@@ -8,8 +8,9 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from .errors import Conflict, Unusable
 
-__all__ = ["change_object", "read_object", "remove_files", "write_object", "writing"]
+__all__ = ["change_object", "read_object", "remove_files", "write_objects", "writing"]
 
 LIMIT = 4_000_000  # bytes; a reply with the evidence of all groups has some 10,000
 WAIT = 30.0  # seconds for another process to finish its change
@@ -55,11 +56,23 @@ def read_object(path: Path, what: str) -> dict[str, Any] | None:
         raise Conflict(f"{what} cannot be read: {error.strerror}") from error
 
 
-def write_object(root: Path, path: Path, content: dict[str, Any], what: str) -> None:
-    """Writes a JSON object below `root`. Raises Conflict if that cannot be written, Unusable if it is no JSON."""
-    text = _text(content, what)
+def write_objects(root: Path, objects: Sequence[tuple[Path, dict[str, Any], Path]], what: str) -> None:
+    """Writes JSON objects below `root`: (file, content, where the file that it replaces is kept, see `_keep`).
+
+    The first is what counts, the others are about it: nothing is kept if that is what it was.
+
+    Raises:
+        Conflict: it cannot be written.
+        Unusable: it is no JSON.
+    """
+    texts = [(path, _text(content, what), kept) for path, content, kept in objects]
     with writing(root, what):
-        _replace(path, text)
+        now = datetime.now(timezone.utc)
+        same = _content(texts[0][0]) == texts[0][1].encode("utf-8")
+        for path, text, kept in reversed(texts):
+            if not same:
+                _keep(path, kept, now)
+            _replace(path, text)
 
 
 def change_object(
@@ -76,11 +89,28 @@ def change_object(
     return content
 
 
-def remove_files(root: Path, paths: list[Path], what: str) -> None:
-    """Removes files below `root`, present or not. Raises Conflict if it cannot."""
+def remove_files(root: Path, files: Sequence[tuple[Path, Path]], what: str) -> None:
+    """Removes files below `root`, present or not: (file, where it is kept, see `_keep`). Raises Conflict if it
+    cannot."""
     with writing(root, what):
-        for path in paths:
+        now = datetime.now(timezone.utc)
+        for path, kept in files:
+            _keep(path, kept, now)
             path.unlink(missing_ok=True)
+
+
+def _keep(path: Path, kept: Path, now: datetime) -> None:
+    """Copies a file that goes away to ``<kept>.<time>.json``."""
+    content = _content(path)
+    if content is not None:
+        _replace(kept.with_name(f"{kept.name}.{now:%Y%m%dT%H%M%S.%fZ}.json"), content)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _text(content: dict[str, Any], what: str) -> str:
@@ -93,13 +123,13 @@ def _text(content: dict[str, Any], what: str) -> str:
     return text
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # ends in .json: the search for series opens files of unknown kinds, and this one may be gone by then
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", suffix=".tmp.json",
-                                     delete=False) as file:  # fmt: skip
+    # Not `workflow.run.whole_file`: its temporary names end in .tmp, and the search for series opens files of unknown
+    # kinds, of which this one may be gone by then; its message for a full disk names the path.
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".", suffix=".tmp.json", delete=False) as file:
         try:
-            file.write(text)
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)
@@ -109,8 +139,8 @@ def _replace(path: Path, text: str) -> None:
 
 
 @contextmanager
-def writing(root: Path, what: str) -> Iterator[None]:
-    """Holds the lock of `root`, which it makes; what the disk refuses is a `Conflict`."""
+def writing(root: Path, what: str, where: str = "labels folder") -> Iterator[None]:
+    """Holds the lock of `root`, which it makes; what the disk refuses is a `Conflict`, which says `where` it was."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock.json", timeout=WAIT):
@@ -119,5 +149,5 @@ def writing(root: Path, what: str) -> Iterator[None]:
         raise Conflict(f"{what}: another process has kept the labels locked for {WAIT:.0f} s") from error
     except OSError as error:
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise Conflict(f"{what} cannot be stored: the server may not write to the labels folder") from error
+            raise Conflict(f"{what} cannot be stored: the server may not write to the {where}") from error
         raise Conflict(f"{what} cannot be stored: {error.strerror}") from error

@@ -3,9 +3,10 @@
 """The images of a server, their labels and what is noted about them.
 
 A label is one JSON file ``labels/<tag>/<image id>.json`` below `SeriesStore.root`; what is known about it is
-``labels/.info/<tag>/<image id>.json``, what is noted about the image ``labels/.notes/<image id>.json``. Files are read
-at each call and replaced as a whole, so that several processes work on one store, a restart finds all, and a label that
-somebody puts there by hand counts. A path is only ever made of an id that is among the images.
+``labels/.info/<tag>/<image id>.json``, what is noted about the image ``labels/.notes/<image id>.json``. A label that is
+replaced or removed is kept as ``labels/.history/<tag>/<image id>.<time>.json``. Files are read at each call and
+replaced as a whole, so that several processes work on one store, a restart finds all, and a label that somebody puts
+there by hand counts. A path is only ever made of an id that is among the images.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from .errors import AppError, Conflict, NotFound, Unusable
-from .files import change_object, read_object, remove_files, write_object
+from .files import change_object, read_object, remove_files, write_objects
 from .label import check_label
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = ["LABELS", "SeriesStore"]
 logger = logging.getLogger(__name__)
 
 LABELS = "labels"
+SHARE = 0.05  # of the time, at most, goes into listing the images again
 FINAL = DefaultLabelTag.FINAL.value
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -46,7 +48,8 @@ class SeriesStore(Datastore):
         root: folder below which labels and notes are; it is made when there is something to store.
         images_root: folder that image paths are below.
         table: groups and classes of the labels.
-        keep_s: seconds that a list of the images is kept; an id that is not in it is looked for anew.
+        keep_s: seconds that a list of the images is kept, longer where it takes long to make (see `SHARE`); an id that
+            is not in it is looked for anew.
     """
 
     def __init__(self, root: Path, images_root: Path, table: LabelTable, keep_s: float) -> None:
@@ -55,7 +58,7 @@ class SeriesStore(Datastore):
         self.table = table
         self._keep_s = keep_s
         self._found: dict[str, dict[str, Any]] = {}
-        self._found_at = -float("inf")
+        self._fresh_until = -float("inf")
         self._finding = threading.Lock()
         self._error: AppError | None = None
         self._error_at = -float("inf")
@@ -69,9 +72,14 @@ class SeriesStore(Datastore):
         """The series folder or NIfTI file of an image, on this machine. Raises NotFound."""
 
     # images
-    def items(self) -> list[dict[str, Any]]:
-        """{"id", "image", "patient_id", "series_id"} of all images; ``image`` is where `path` puts it."""
-        return [dict(item) for item in self._images().values()]
+    def items(self, patients: bool = True) -> list[dict[str, Any]]:
+        """{"id", "image", "patient_id", "series_id"} of all images; ``image`` is where `path` puts it.
+
+        Args:
+            patients: whether ``patient_id`` matters: it may take a look into each image.
+        """
+        items = [dict(item) for item in self._images().values()]
+        return self._with_patients(items) if patients else items
 
     def list_images(self) -> list[str]:
         return list(self._images())
@@ -104,7 +112,7 @@ class SeriesStore(Datastore):
         raise Conflict(f"image {image_id} is not removed: this server never deletes images, only labels")
 
     def refresh(self) -> None:
-        self._found_at = -float("inf")
+        self._fresh_until = -float("inf")
 
     # labels
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: Mapping[str, Any]) -> str:
@@ -124,8 +132,8 @@ class SeriesStore(Datastore):
         if tag == FINAL:
             content = check_label(content, self.table)
         info = {**(label_info or {}), "ts": int(time.time()), "name": f"{image_id}.json"}
-        write_object(self._labels, self._label_info(image_id, tag), info, f"info of {what}")
-        write_object(self._labels, self._label(image_id, tag), content, what)
+        files, kept = self._files(image_id, tag)
+        write_objects(self._labels, list(zip(files, (content, info), kept, strict=True)), what)
         logger.info("stored the %s", what)
         return image_id
 
@@ -142,9 +150,10 @@ class SeriesStore(Datastore):
             raise Unusable(f"image {image_id}: {error}") from error
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        path = Path(self.get_label_uri(label_id, label_tag))
-        files = [path, self._label_info(label_id, _check_tag(label_tag))]
-        remove_files(self._labels, files, f"label {_check_tag(label_tag)} of image {label_id}")
+        self.get_label_uri(label_id, label_tag)
+        tag = _check_tag(label_tag)
+        files, kept = self._files(label_id, tag)
+        remove_files(self._labels, list(zip(files, kept, strict=True)), f"label {tag} of image {label_id}")
 
     def get_label(self, label_id: str, label_tag: str, params: Any = None) -> io.BytesIO:
         return io.BytesIO(Path(self.get_label_uri(label_id, label_tag)).read_bytes())
@@ -200,11 +209,11 @@ class SeriesStore(Datastore):
             labelled.append({**self._item(image_id), "label": str(self._label(image_id, FINAL))})
         if wrong:
             raise Unusable(f"{len(wrong)} of {len(labelled)} final labels cannot be used: {'; '.join(wrong[:5])}")
-        return [{**item, "image": str(self.path(item["id"]))} for item in labelled]
+        return self._with_patients([{**item, "image": str(self.path(item["id"]))} for item in labelled])
 
     # the store
     def name(self) -> str:
-        return str(self._about().get("name", self.root.name))
+        return str(self._about().get("name", self.images_root.name))
 
     def set_name(self, name: str) -> None:
         self._update(self._labels / ".store.json", {"name": str(name)}, "name of the studies")
@@ -238,14 +247,20 @@ class SeriesStore(Datastore):
         with self._finding:  # one search at a time: the others wait for what it finds, or for why it does not
             if self._error is not None and self._error_at > asked_at:
                 raise type(self._error)(self._error.msg)
-            if time.monotonic() - self._found_at > self._keep_s:
+            began = time.monotonic()
+            if began > self._fresh_until:
                 try:
                     self._found = self._find()
                 except AppError as error:
                     self._error, self._error_at = error, time.monotonic()
                     raise
-                self._found_at = time.monotonic()
+                ended = time.monotonic()
+                self._fresh_until = ended + max(self._keep_s, (ended - began) / SHARE)
             return self._found
+
+    def _with_patients(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The items with the ``patient_id`` to divide them by."""
+        return items
 
     def _item(self, image_id: str) -> dict[str, Any]:
         """What is known of an image. Every method that takes an id calls this first."""
@@ -280,6 +295,12 @@ class SeriesStore(Datastore):
 
     def _label_info(self, image_id: str, tag: str) -> Path:
         return self._labels / ".info" / tag / f"{image_id}.json"
+
+    def _files(self, image_id: str, tag: str) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
+        """The files of a label and of its info, and where (but for the time) those that they replace are."""
+        history = self._labels / ".history"
+        files = self._label(image_id, tag), self._label_info(image_id, tag)
+        return files, (history / tag / image_id, history / ".info" / tag / image_id)
 
     def _notes(self, image_id: str) -> Path:
         return self._labels / ".notes" / f"{image_id}.json"
