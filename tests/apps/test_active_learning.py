@@ -295,7 +295,7 @@ def test_the_server_scores_proposes_and_takes_labels(
 
 @pytest.mark.slow
 def test_without_weights_scoring_says_what_to_do(start_server: Callable[..., Any], studies: Path) -> None:
-    server = start_server(studies, conf={"weights": "/nowhere/model.pt"}, shipped=None)
+    server = start_server(studies, shipped=None)
     state = score(server)
     assert state["status"] == "ERROR"
     assert "there are no weights yet" in state["details"][-1]
