@@ -261,11 +261,12 @@ def test_a_restart_keeps_labels_and_versions(
 
 
 def test_without_shipped_weights_the_first_training_makes_them(
-    training: Training, first: dict[str, object], start_server: Callable[..., object]
+    training: Training, first: dict[str, object], start_server: Callable[..., object], tmp_path: Path
 ) -> None:
     """Over the same studies, whose labels are there already."""
     training.server.stop()
-    bare = Training(start_server(training.server.studies, shipped=None), training.weights, training.truth)
+    bare = Training(start_server(training.server.studies, conf={"weights": str(tmp_path / "none.pt")}, shipped=None),
+                    training.weights, training.truth)  # fmt: skip
     reply = bare.server.post(f"/infer/{MODEL}", params={"image": bare.unlabelled[0]})
     assert reply.status_code == 409
     assert "--conf weights" in reply.json()["detail"]
