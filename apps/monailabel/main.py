@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, TypeVar
 
 import requests
@@ -26,24 +28,25 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
-from lib.bundles import CLASSIFIER, PRETRAINING, bundles_folder, read_setup, use_bundle
+from lib.bundles import CLASSIFIER, PRETRAINING, SetupError, bundles_folder, read_setup, use_bundle
+from lib.refusal import refusing
 
-# the bundle's modules, which those of the app import
-use_bundle(bundles_folder(Path(__file__).parent, settings.MONAI_LABEL_APP_CONF) / CLASSIFIER)
+with refusing(SetupError):  # the bundle's modules, which those of the app import
+    use_bundle(bundles_folder(Path(__file__).parent, settings.MONAI_LABEL_APP_CONF) / CLASSIFIER)
 
-from lib.dicomweb_store import DicomwebStore  # noqa: E402
-from lib.errors import AppError, NotFound  # noqa: E402
-from lib.infer_task import InjuryBatchInfer, InjuryInferTask  # noqa: E402
-from lib.inference import entropy, label_table, predict  # noqa: E402
-from lib.local_store import LocalStore  # noqa: E402
-from lib.request_params import ORIGINAL  # noqa: E402
-from lib.scoring import EntropyScoring  # noqa: E402
-from lib.server import install  # noqa: E402
-from lib.shutdown import end_tasks_with_the_server  # noqa: E402
-from lib.store import SeriesStore  # noqa: E402
-from lib.strategies import strategies  # noqa: E402
-from lib.train_tasks import ClassifierTrainTask, PretrainTask  # noqa: E402
-from lib.versions import ModelVersions  # noqa: E402
+from lib.dicomweb_store import DicomwebStore
+from lib.errors import AppError, NotFound
+from lib.infer_task import InjuryBatchInfer, InjuryInferTask
+from lib.inference import entropy, label_table, predict
+from lib.local_store import LocalStore
+from lib.request_params import ORIGINAL
+from lib.scoring import EntropyScoring
+from lib.server import install
+from lib.shutdown import end_tasks_with_the_server
+from lib.store import SeriesStore
+from lib.strategies import strategies
+from lib.train_tasks import ClassifierTrainTask, PretrainTask
+from lib.versions import ModelVersions
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -59,7 +62,8 @@ class InjuryApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        self.setup = read_setup(Path(app_dir), conf)
+        with refusing(SetupError):
+            self.setup = read_setup(Path(app_dir), conf)
         self.table = label_table(self.setup)
         self.versions = ModelVersions(self.setup.output_root / CLASSIFIER / "versions", self.setup.weights)
         super().__init__(
@@ -70,14 +74,18 @@ class InjuryApp(MONAILabelApp):
             description="Classifies injuries, proposes what to label next and trains on the labels",
             labels=list(self.table.columns),
         )
+        self._auto_update_scoring = self._auto_update_scoring and not self._is_pacs  # it would fetch the whole of it
 
     # the parts
     def init_datastore(self) -> SeriesStore:
-        if self.studies.startswith(("http://", "https://")):
-            return DicomwebStore(self.studies, self.table)
+        named = {"labels": self.setup.labels, "patients": self.setup.patients}
+        named = {key: path for key, path in named.items() if path is not None}
+        if self._is_pacs:
+            named.pop("patients", None)  # a PACS says who the patients are
+            return DicomwebStore(self.studies, self.table, **named)
         config = json.loads((self.setup.bundle(CLASSIFIER) / "configs" / "inference.json").read_text(encoding="utf-8"))
         exclude = self.setup.overrides(CLASSIFIER, "inference").get("exclude", config["exclude"])
-        return LocalStore(Path(self.studies), self.table, exclude, self.setup.output_root)
+        return LocalStore(Path(self.studies), self.table, exclude, self.setup.output_root, **named)
 
     def init_infers(self) -> dict[str, InjuryInferTask]:
         return {CLASSIFIER: InjuryInferTask(self.setup, self.versions)} if CLASSIFIER in self.setup.models else {}
@@ -104,8 +112,18 @@ class InjuryApp(MONAILabelApp):
         """The server is there: give it its routes."""
         install(server_of_monailabel(), self)
         end_tasks_with_the_server()
-        if self._auto_update_scoring:
+        if self._auto_update_scoring and self._has_weights():
             self.async_scoring(None)
+
+    @property
+    def _is_pacs(self) -> bool:
+        return self.studies.startswith(("http://", "https://"))
+
+    def _has_weights(self) -> bool:
+        try:
+            return self.versions.current().weights.is_file()
+        except AppError:
+            return False
 
     # what the routes need
     @property
@@ -148,6 +166,13 @@ class InjuryApp(MONAILabelApp):
                     return item["id"]
         raise NotFound(f"no image {image[:200]!r} among the {len(items)} of the studies")
 
+    def folders(self) -> list[Path]:
+        """The folders of this server, which no client needs to know."""
+        setup, store = self.setup, self._datastore
+        named = (setup.app_dir, setup.bundles, setup.output_root, setup.weights.parent, store.root, store.images_root)
+        more = (setup.labels, setup.patients and setup.patients.parent, gettempdir(), sys.prefix)
+        return [Path(folder) for folder in (*named, *more) if folder]
+
     # tasks
     def infer(self, request: Mapping[str, Any], datastore: SeriesStore | None = None) -> dict[str, Any]:
         """Predict an image of the studies by its id; `save_label` keeps the prediction as its label `original`."""
@@ -156,11 +181,10 @@ class InjuryApp(MONAILabelApp):
         result = self.infer_file(request, Path(store.get_image_uri(image)), image)
         if request.get("save_label"):
             info = {"model": request["model"], "version": result["params"]["version"]}
-            try:
-                result["label"] = store.save_label(image, result["file"], ORIGINAL, info)
-            except AppError:
-                os.unlink(result["file"])
-                raise
+            with TemporaryDirectory(prefix="label-") as folder:
+                file = Path(folder, "label.json")
+                file.write_text(json.dumps(result["params"], indent=2, allow_nan=False), encoding="utf-8")
+                result["label"] = store.save_label(image, str(file), ORIGINAL, info)
         return result
 
     def infer_file(self, request: Mapping[str, Any], path: Path, name: str) -> dict[str, Any]:
@@ -168,7 +192,7 @@ class InjuryApp(MONAILabelApp):
         if request["model"] not in self.infers:
             raise NotFound(f"no model {request['model']!r}: expected {', '.join(self.infers)}")
         file, params = self.infers[request["model"]]({**request, "image": str(path), "image_id": name})
-        return {"label": file, "tag": ORIGINAL, "file": file, "params": params}
+        return {"label": file, "tag": ORIGINAL, "params": params}
 
     def batch_infer(self, request: dict[str, Any], datastore: SeriesStore | None = None) -> dict[str, Any]:
         return self._as_task(lambda: super(InjuryApp, self).batch_infer(request, datastore))

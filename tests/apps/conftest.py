@@ -31,6 +31,7 @@ SETTINGS = {
     "rsna_cnn_lstm": {"inference": {**NETWORK, "num_workers": 0}, "train": TRAIN, "evaluate": TRAIN},
     "voco2d_pretrain": {"train": PRETRAIN},
 }
+UNWEIGHTED = shutil.ignore_patterns("models", "__pycache__")
 
 
 @dataclass
@@ -113,7 +114,8 @@ def start_server(
 ) -> Iterator[Callable[..., Server]]:
     """Starts a server over `studies` (a folder, which it writes to: give it a copy; or a DICOMweb address)
     as a user does, and waits until it answers. Arguments: `app` of an earlier server to start that one again; `conf`
-    further `--conf` pairs; `environment` further variables; `shipped` the weights it starts with, None for none;
+    further `--conf` pairs; `environment` further variables; `shipped` the weights it starts with, None for bundles
+    without any;
     `prefix` of the command (as `unshare`)."""
     servers: list[Server] = []
 
@@ -124,7 +126,10 @@ def start_server(
         app = copy_app(folder / "app") if app is None else app
         pairs = {"models": "rsna_cnn_lstm,voco2d_pretrain", "bundles": str(ROOT / "bundles"),
                  "settings": str(settings_file)}  # fmt: skip
-        pairs |= {} if shipped is None else {"weights": str(shipped)}
+        if shipped is None:
+            pairs["bundles"] = str(shutil.copytree(ROOT / "bundles", folder / "bundles", ignore=UNWEIGHTED))
+        else:
+            pairs["weights"] = str(shipped)
         pairs |= conf or {}
         port, log = free_port(), folder / "log.txt"
         command = [*prefix, sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]

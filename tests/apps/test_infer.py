@@ -9,6 +9,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import requests
 import scipy.stats
 
 from .conftest import NETWORK, ROOT, Server
@@ -162,6 +165,30 @@ def test_ten_clients_at_once_get_right_answers_and_memory_stays_bounded(server: 
         assert (status, injuries) == ((422, None) if image == BROKEN else (200, direct[image]["probabilities"]))
     assert after - before < 40e6, f"RSS {before / 1e6:.0f} MB after 20 requests, {after / 1e6:.0f} MB after 40 more"
     assert len(process.open_files()) < 20
+
+
+def test_no_file_is_left_of_an_answer(server: Server) -> None:
+    before = set(Path(tempfile.gettempdir()).iterdir())
+    for params in ({}, {"save_label": True}):
+        assert server.post(INFER, params={"image": NIFTI}, data={"params": json.dumps(params)}).ok
+    left = {path.name for path in set(Path(tempfile.gettempdir()).iterdir()) - before}
+    assert not [name for name in left if name.endswith(".json") or name.startswith(("label-", "inference-"))]
+
+
+def test_nobody_waits_for_answers_that_nobody_reads(server: Server) -> None:
+    start = time.monotonic()
+    assert server.post(INFER, params={"image": NIFTI}).ok
+    alone = time.monotonic() - start
+
+    def give_up(number: int) -> None:
+        with pytest.raises(requests.Timeout):
+            server.post(INFER, params={"image": NIFTI}, timeout=min(0.05, alone / 4))
+
+    with ThreadPoolExecutor(30) as clients:
+        list(clients.map(give_up, range(30)))
+    start = time.monotonic()
+    assert server.post(INFER, params={"image": NIFTI}).ok
+    assert time.monotonic() - start < 10 * alone, f"one alone took {alone:.2f} s"
 
 
 def test_info_is_answered_while_inference_is_busy(server: Server) -> None:

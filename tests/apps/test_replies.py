@@ -10,12 +10,20 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import nibabel as nib
+import pydicom
 import pytest
 import requests
+from pydicom.uid import generate_uid
+
+from apps.monailabel.lib.errors import TooLarge
+from apps.monailabel.lib.uploads import unpack_upload
 
 from .conftest import ROOT, Server, copy_app, free_port
 
@@ -43,9 +51,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(start_server: Callable[..., Server], home: Path) -> Iterator[Server]:
-    server = start_server(home / "studies", conf={"upload_limit_mb": str(LIMIT / 1e6)})
+    server = start_server(
+        home / "studies", conf={"upload_limit_mb": str(LIMIT / 1e6), "unpacked_limit_mb": "8", "hosts": "a, ct.example"}
+    )
     yield server
     assert server.process.poll() is None  # whatever was asked of it
+
+
+@pytest.fixture
+def empty_pacs() -> Iterator[str]:
+    """A DICOMweb server without a series."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/dicom+json")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as pacs:
+        threading.Thread(target=pacs.serve_forever).start()
+        yield f"http://127.0.0.1:{pacs.server_port}/dicom-web"
+        pacs.shutdown()
 
 
 def refused(reply: requests.Response, status: int, *words: str) -> None:
@@ -184,6 +214,50 @@ def test_an_upload_above_the_limit_is_413(server: Server, home: Path) -> None:
     refused(server.post(INFER, params={"image": NIFTI}, data={"params": " " * 1_500_000}), 413, "1 MB")
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/activelearning/first"),
+        ("POST", "/train/rsna_cnn_lstm"),
+        ("POST", "/batch/infer/rsna_cnn_lstm"),
+        ("PUT", "/datastore/label?image=" + NIFTI),
+        ("PUT", "/datastore/image/info?image=" + NIFTI),
+        ("GET", "/info/"),
+        ("POST", "/nowhere"),
+    ],
+)
+def test_only_images_may_be_large(server: Server, method: str, path: str) -> None:
+    """Everything else is kept in memory, whatever kind of body it says it is."""
+    refused(server.request(method, path, files={"file": b"\0" * 1_500_000}), 413, "1 MB")
+
+
+def test_a_form_of_many_parts_is_refused(server: Server) -> None:
+    for image in (INFER, "/datastore/image"):
+        method = "PUT" if image == "/datastore/image" else "POST"
+        fields = {str(number): (None, "x") for number in range(9)}
+        refused(server.request(method, image, files=fields), 400, "Too many fields")
+        refused(server.request(method, image, files={"file": b"x", "more": b"x"}), 400, "Too many files")
+        refused(server.request(method, image, files={"params": (None, "x" * 1_100_000)}), 400, "exceeded")
+
+
+def test_what_was_sent_is_not_sent_back(server: Server) -> None:
+    for reply in (
+        server.post("/train/rsna_cnn_lstm", json=["Doe^Jane"]),
+        server.post("/activelearning/first", data=b"Doe^Jane", headers={"Content-Type": "text/plain"}),
+        server.get("/datastore/", params={"output": "Doe^Jane"}),
+    ):
+        refused(reply, 422, "loc", "msg")
+        assert "Doe^Jane" not in reply.text
+
+
+def test_the_list_to_train_with_has_ids_and_no_paths(server: Server, home: Path) -> None:
+    assert server.put("/datastore/label", params={"image": NIFTI}, files={"label": LABEL}).ok
+    reply = server.get("/datastore/", params={"output": "train"})
+    assert reply.json() == [{"image": NIFTI, "label": NIFTI, "tag": "final"}]
+    assert str(home) not in server.get("/datastore/", params={"output": "all"}).text
+    assert server.request("DELETE", "/datastore/label", params={"id": NIFTI, "tag": "final"}).ok
+
+
 def test_an_upload_of_unknown_length_is_counted(server: Server) -> None:
     def body() -> Iterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.nii"\r\n\r\n'
@@ -207,10 +281,17 @@ def zip_of(*members: tuple[str, bytes]) -> bytes:
 
 
 def two_series(home: Path) -> bytes:
-    """The same slices, but for the UID of their series."""
-    paths = sorted((home / DICOM).iterdir())[:3]
-    content = [path.read_bytes() for path in paths]
-    return zip_of(*((f"a/{n}.dcm", c) for n, c in enumerate(content)), ("b/x.nii.gz", (home / NIFTI).read_bytes()))
+    """The same slices again, but for the UIDs of their series and their own."""
+    first, second = [path.read_bytes() for path in sorted((home / DICOM).iterdir())[:4]], []
+    series = generate_uid()
+    for content in first:
+        slice_ = pydicom.dcmread(io.BytesIO(content))
+        slice_.SeriesInstanceUID, slice_.SOPInstanceUID = series, generate_uid()
+        slice_.file_meta.MediaStorageSOPInstanceUID = slice_.SOPInstanceUID
+        buffer = io.BytesIO()
+        slice_.save_as(buffer)
+        second.append(buffer.getvalue())
+    return zip_of(*((f"{name}/{n}.dcm", c) for name, part in (("a", first), ("b", second)) for n, c in enumerate(part)))
 
 
 def test_uploads_that_are_no_series_are_422(server: Server, home: Path) -> None:
@@ -229,30 +310,43 @@ def test_uploads_that_are_no_series_are_422(server: Server, home: Path) -> None:
         "cannot be unpacked": whole[: len(whole) // 2],
         "series": zip_of(("../../../evil.dcm", b"\0" * 200), ("/etc/evil.dcm", b"\0" * 200)),
         "upload": zip_of(*((f"{n}.dcm", c) for n, c in enumerate(slices) if n != 3)),
-        "two": two_series(home),
+        "expected one series, found 2": two_series(home),
+        ".gz of another kind": gzip.compress(b"\0" * 30_000_000),
         "link": linked.getvalue(),
     }
     for name, content in uploads.items():
-        words = (
-            (name,)
-            if name in ("another kind", "kind of file", "damaged .gz", "empty zip", "cannot be unpacked")
-            else ()
-        )
+        words = (name,) if name not in ("series", "upload", "link") else ()
         refused(server.post(INFER, files={"file": ("/etc/../x.nii.gz", content)}), 422, *words)
     assert not list(home.rglob("evil*"))
 
 
 def test_bombs_are_413(server: Server) -> None:
     zeros = b"\0" * 30_000_000
+    header = nib.Nifti1Header()
+    header.set_data_shape((10, 10, 10))
     for bomb in (
         zip_of(("a.dcm", zeros)),
         zip_of(*((f"{n}.dcm", zeros[:3_000_000]) for n in range(8))),
-        gzip.compress(zeros),
+        gzip.compress(header.binaryblock + zeros),
     ):
         assert len(bomb) < LIMIT
         refused(server.post(INFER, files={"file": bomb}), 413, "unpacks to more than 8 MB")
     many = zip_of(*((f"{n}.dcm", b"") for n in range(10_001)))
     refused(server.post(INFER, files={"file": many}), 413, "10001 files")
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Header, nib.Nifti2Header])
+@pytest.mark.parametrize("endianness", "<>")
+def test_a_volume_too_large_is_told_by_its_header(kind: type, endianness: str, tmp_path: Path) -> None:
+    """Nothing of it is unpacked."""
+    header = kind(endianness=endianness)
+    header.set_data_dtype("int16")
+    header.set_data_shape((512, 512, 16))  # 8.4 MB
+    content = header.binaryblock + b"\0" * 100
+    for upload in (content, gzip.compress(content)):
+        with pytest.raises(TooLarge, match="more than 8 MB"):
+            unpack_upload(io.BytesIO(upload), tmp_path, 8_000_000)
+    assert list(tmp_path.iterdir()) == [] or (tmp_path / "series.nii").stat().st_size == 0
 
 
 def test_a_zip_that_lies_about_its_size(server: Server) -> None:
@@ -300,6 +394,22 @@ def test_pages_of_other_sites_are_refused(server: Server) -> None:
     assert server.get("/info/", headers={"Origin": server.url}).ok
 
 
+def test_a_server_of_another_name_is_refused(server: Server) -> None:
+    """The browser takes a page of evil.example for one of this server, once that name points to it."""
+    port = server.url.rpartition(":")[2]
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "[::1",
+        "",
+    ):
+        refused(server.get("/info/", headers={"Host": host, "Origin": f"http://{host}"}), 403, "--conf hosts")
+    for host in (f"localhost:{port}", "127.0.0.1", f"[::1]:{port}", f"10.1.2.3:{port}", "CT.example:80"):
+        assert server.get("/info/", headers={"Host": host}).ok
+
+
 def test_a_broken_body_is_no_crash(server: Server) -> None:
     json_headers = {"Content-Type": "application/json"}
     assert server.post("/train/rsna_cnn_lstm", data=b"{", headers=json_headers).status_code == 422
@@ -321,21 +431,43 @@ def test_tasks_show_no_stack_trace(server: Server) -> None:
 
 
 def test_without_weights_inference_says_what_to_do(start_server: Callable[..., Server], home: Path) -> None:
-    server = start_server(home / "studies", shipped=None, conf={"weights": str(home / "none.pt")})
+    server = start_server(home / "studies", shipped=None, environment={"MONAI_LABEL_AUTO_UPDATE_SCORING": "true"})
+    refused(server.get("/scoring/"), 404, "No Scoring")  # there is nothing to score with
     refused(server.post(INFER, params={"image": NIFTI}), 409, "no weights yet", "--conf weights")
     refused(server.get("/model/rsna_cnn_lstm"), 404)
     assert server.get("/info/").json()["models"]["rsna_cnn_lstm"]["version"] is None
     assert server.post("/activelearning/first").json()["id"] == BROKEN
-    (home / "none.pt").write_bytes(b"no weights")
-    refused(server.post(INFER, params={"image": NIFTI}), 409, "cannot be run: none.pt: ")
+    weights = server.log.parent / "bundles" / "rsna_cnn_lstm" / "models" / "model.pt"
+    weights.parent.mkdir()
+    weights.write_bytes(b"no weights")
+    refused(server.post(INFER, params={"image": NIFTI}), 409, "cannot be run: model.pt: ")
 
 
-def test_a_wrong_conf_stops_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["folder", "PACS"])
+def test_scoring_starts_by_itself_over_a_folder_alone(
+    start_server: Callable[..., Server], home: Path, empty_pacs: str, place: str
+) -> None:
+    """To score a PACS is to fetch all of it."""
+    studies = empty_pacs if place == "PACS" else home / "studies"
+    server = start_server(studies, environment={"MONAI_LABEL_AUTO_UPDATE_SCORING": "true"})
+    assert server.get("/scoring/").status_code == (404 if place == "PACS" else 200)
+
+
+@pytest.mark.parametrize(
+    ("conf", "words"),
+    [
+        (("modles", "x"), "--conf modles: unknown; known are models, bundles"),
+        (("weights", "/nowhere.pt"), "--conf weights: expected a file, found none at /nowhere.pt"),
+        (("bundles", "/nowhere"), "--conf bundles: expected"),
+    ],
+)
+def test_a_wrong_conf_stops_the_start(tmp_path: Path, conf: tuple[str, str], words: str) -> None:
     app = copy_app(tmp_path / "app")
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(tmp_path)]
     command += ["--host", "127.0.0.1", "--port", str(free_port()), "--conf", "bundles", str(ROOT / "bundles")]
-    done = subprocess.run(
-        [*command, "--conf", "modles", "x"], capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
+    done = subprocess.run([*command, "--conf", *conf], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode != 0
-    assert "--conf modles: unknown; known are models, bundles" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert words in said
+    assert "Traceback" not in said
+    assert 'File "' not in said

@@ -10,7 +10,10 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,12 +54,12 @@ class Page:
     def __post_init__(self) -> None:
         self.weights = self.folder / "model.pt"
         self.weights.write_bytes(b"weights")
-        setup = SimpleNamespace(
+        self.setup = SimpleNamespace(
             bundle=lambda _name: BUNDLE, overrides=lambda _name, _config: self.settings, output_root=self.folder
         )
-        versions = SimpleNamespace(current=lambda: SimpleNamespace(name="shipped", weights=self.weights))
+        self.versions = SimpleNamespace(current=lambda: SimpleNamespace(name="shipped", weights=self.weights))
         app = FastAPI()
-        app.include_router(build_router(setup, self.store, versions, self.predict))
+        app.include_router(build_router(self.setup, self.store, self.versions, self.predict))
         app.add_exception_handler(AppError, lambda _request, error: JSONResponse({"detail": error.msg}, error.status))
         self.client = TestClient(app)
 
@@ -206,6 +209,28 @@ def test_picture_is_that_of_the_version_in_use_and_drawn_once(start):
     page.weights.write_bytes(b"other weights")
     page.picture = b"another picture"
     assert page.get("evidence.png", image=SERIES).content == b"another picture"
+
+
+def test_who_waits_for_pictures_keeps_nobody_else_waiting(start):
+    """45 are more than the threads that all other routes share."""
+    page, free = start(), threading.Event()
+
+    def predict(*_: object, **__: object) -> SimpleNamespace:
+        free.wait(30)
+        return SimpleNamespace(picture=b"a picture")
+
+    app = FastAPI()
+    app.include_router(build_router(page.setup, page.store, page.versions, predict))
+    with TestClient(app) as client, ThreadPoolExecutor(50) as clients:
+        try:
+            asked = [clients.submit(client.get, "/review/evidence.png", params={"image": VOLUME}) for _ in range(45)]
+            time.sleep(1)
+            assert clients.submit(client.get, "/review/studies").result(10).status_code == 200
+            assert clients.submit(client.get, "/review/volume", params={"image": VOLUME}).result(20).status_code == 200
+            assert not any(request.done() for request in asked)
+        finally:
+            free.set()
+        assert all(request.result().content == b"a picture" for request in asked)
 
 
 def test_without_a_picture_there_is_a_clear_reply(start):

@@ -22,7 +22,20 @@ def test_defaults_are_those_of_a_checkout(tmp_path: Path) -> None:
     assert setup.models == ("rsna_cnn_lstm", "voco2d_pretrain")
     assert setup.output_root == APP / "model"
     assert (setup.device, setup.upload_limit) == (None, 2_048_000_000)
+    assert setup.unpacked_limit == 2_048_000_000
+    assert (setup.hosts, setup.labels, setup.patients) == ((), None, None)
     assert setup.overrides("rsna_cnn_lstm", "train") == {}
+
+
+def test_every_conf_is_taken(tmp_path: Path) -> None:
+    for name in ("model.pt", "patients.csv"):
+        (tmp_path / name).write_bytes(b"")
+    paths = {"labels": tmp_path / "labels", "patients": tmp_path / "patients.csv", "weights": tmp_path / "model.pt"}
+    setup = read_setup(
+        APP, {key: str(path) for key, path in paths.items()} | {"hosts": "CT.example, x", "unpacked_limit_mb": "8"}
+    )
+    assert {key: getattr(setup, key) for key in paths} == paths
+    assert (setup.hosts, setup.unpacked_limit) == (("ct.example", "x"), 8_000_000)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +48,9 @@ def test_defaults_are_those_of_a_checkout(tmp_path: Path) -> None:
         ({"settings": "/nowhere.json"}, "settings: expected a JSON file"),
         ({"upload_limit_mb": "-1"}, "upload_limit_mb: expected a number above 0"),
         ({"upload_limit_mb": "much"}, "upload_limit_mb: expected a number above 0"),
+        ({"unpacked_limit_mb": "0"}, "unpacked_limit_mb: expected a number above 0"),
+        ({"weights": "/nowhere.pt"}, "weights: expected a file, found none at /nowhere.pt"),
+        ({"patients": "/nowhere.csv"}, "patients: expected a file, found none at /nowhere.csv"),
     ],
 )
 def test_a_wrong_conf_is_named(conf: dict[str, str], words: str) -> None:
@@ -83,3 +99,12 @@ def test_a_tasks_lines_hold_no_trace_and_no_path() -> None:
         "ValueError: case 7/venous: expected 3, found 4; see http://127.0.0.1:8000/train/",
     ]
     assert task_state(None) is None
+
+
+def test_a_tasks_lines_hold_no_folder_of_the_server_whatever_its_name() -> None:
+    folders = [Path("/data/CT of 2024"), Path("/data"), Path("/")]
+    lines = ["ERROR: /data/CT of 2024/case 7/venous: expected 3", "saved /data/out.pt, not /home/a b/c.pt"]
+    assert task_state({"details": lines}, folders)["details"] == [
+        "ERROR: case 7/venous: expected 3",
+        "saved out.pt, not .../a b/c.pt",
+    ]

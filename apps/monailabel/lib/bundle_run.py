@@ -20,6 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from .errors import AppError, Conflict
+from .paths import without_paths
 
 __all__ = ["RunFailed", "alone", "is_complete", "run_bundle"]
 
@@ -76,13 +77,6 @@ def run_bundle(
 def is_complete(run: Path) -> bool:
     """Whether a run came to its end; series that it left out do not count against it."""
     return str(_manifest(run).get("result", "")).startswith("completed")
-
-
-def without_paths(text: str, folders: Iterable[Path]) -> str:
-    """The text with paths relative to these folders; the longest path first."""
-    for path in sorted({str(folder) for folder in folders}, key=len, reverse=True):
-        text = text.replace(f"{path}/", "").replace(path, Path(path).name)
-    return text
 
 
 @contextmanager

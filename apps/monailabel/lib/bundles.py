@@ -14,7 +14,8 @@ from typing import Any
 __all__ = ["CLASSIFIER", "PRETRAINING", "Setup", "SetupError", "bundles_folder", "read_setup", "use_bundle"]
 
 CLASSIFIER, PRETRAINING = "rsna_cnn_lstm", "voco2d_pretrain"
-KEYS = ("models", "bundles", "settings", "weights", "output_root", "device", "upload_limit_mb")
+KEYS = ("models", "bundles", "settings", "weights", "output_root", "device", "upload_limit_mb", "unpacked_limit_mb",
+        "hosts", "labels", "patients")  # fmt: skip
 # the configs of each bundle that the app runs
 CONFIGS = {CLASSIFIER: ("inference", "train", "evaluate"), PRETRAINING: ("train",)}
 # what the app itself says in every run
@@ -36,7 +37,11 @@ class Setup:
         weights: the classifier to start with; may be absent, then training makes the first.
         output_root: folder of runs and versions.
         device: None for the bundle's own choice.
-        upload_limit: bytes.
+        upload_limit: bytes of a request.
+        unpacked_limit: bytes that an upload may unpack to.
+        hosts: names by which browsers may call the server, beside localhost and any address in numbers.
+        labels: folder below which the labels are; None for the studies.
+        patients: CSV of the patient of each image; None where the images tell.
     """
 
     app_dir: Path
@@ -47,6 +52,10 @@ class Setup:
     output_root: Path
     device: str | None
     upload_limit: int
+    unpacked_limit: int = 2_048_000_000
+    hosts: tuple[str, ...] = ()
+    labels: Path | None = None
+    patients: Path | None = None
 
     def bundle(self, name: str) -> Path:
         """The folder of a bundle."""
@@ -79,22 +88,27 @@ def read_setup(app_dir: Path, conf: Mapping[str, str]) -> Setup:
     """The setup that `--conf` pairs mean.
 
     Raises:
-        SetupError: for an unknown key or model, a value of the wrong kind or unreadable settings.
+        SetupError: for an unknown key or model, a value of the wrong kind, unreadable settings or a file that is not
+            there: one that is named has to be.
     """
     unknown = sorted(set(conf) - set(KEYS))
     if unknown:
         raise SetupError(f"--conf {', '.join(unknown)}: unknown; known are {', '.join(KEYS)}")
     bundles = bundles_folder(app_dir, conf)
-    weights, root = conf.get("weights"), conf.get("output_root")
+    root, labels = conf.get("output_root"), conf.get("labels")
     return Setup(
         app_dir=app_dir,
         bundles=bundles,
         models=_models(conf.get("models", ",".join(CONFIGS))),
         settings=_settings(conf.get("settings")),
-        weights=_path(weights) if weights else bundles / CLASSIFIER / "models" / "model.pt",
+        weights=_file("weights", conf) or bundles / CLASSIFIER / "models" / "model.pt",
         output_root=_path(root) if root else app_dir.resolve() / "model",
         device=conf.get("device") or None,
-        upload_limit=_bytes(conf.get("upload_limit_mb", "2048")),
+        upload_limit=_bytes("upload_limit_mb", conf),
+        unpacked_limit=_bytes("unpacked_limit_mb", conf),
+        hosts=tuple(name.strip().lower() for name in conf.get("hosts", "").split(",") if name.strip()),
+        labels=_path(labels) if labels else None,
+        patients=_file("patients", conf),
     )
 
 
@@ -123,13 +137,24 @@ def _models(text: str) -> tuple[str, ...]:
     return names
 
 
-def _bytes(text: str) -> int:
+def _file(key: str, conf: Mapping[str, str]) -> Path | None:
+    """A file that is named has to be there: a typing error would else count as none."""
+    if not conf.get(key):
+        return None
+    path = _path(conf[key])
+    if not path.is_file():
+        raise SetupError(f"--conf {key}: expected a file, found none at {path}")
+    return path
+
+
+def _bytes(key: str, conf: Mapping[str, str]) -> int:
+    text = conf.get(key, "2048")
     try:
         megabytes = float(text)
     except ValueError:
         megabytes = 0.0
     if not 0 < megabytes < float("inf"):
-        raise SetupError(f"--conf upload_limit_mb: expected a number above 0, got {text!r}")
+        raise SetupError(f"--conf {key}: expected a number above 0, got {text!r}")
     return int(megabytes * 1e6)
 
 

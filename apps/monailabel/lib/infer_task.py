@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,13 +76,13 @@ class InjuryInferTask(InferTask):
         evidence = bool(params.get("evidence", False))
         return predict(self.setup, image, version.weights, evidence=evidence, options=options, name=name), version.name
 
-    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """A JSON file and its content, for `image` (a path) named `image_id`."""
+    def __call__(self, request: Mapping[str, Any]) -> tuple[None, dict[str, Any]]:
+        """No file, and the reply, for `image` (a path) named `image_id`."""
         start = time.perf_counter()
         prediction, version = self.predict(Path(request["image"]), request["image_id"], request)
         flat = [(f"{group}_{name}", p) for group, classes in prediction.probabilities.items()
                 for name, p in classes.items()]  # fmt: skip
-        params = {
+        return None, {
             "prediction": [{"idx": idx, "label": label, "score": p} for idx, (label, p) in enumerate(flat)],
             "label_names": {label: idx for idx, (label, _) in enumerate(flat)},
             "injuries": prediction.probabilities,
@@ -95,9 +93,6 @@ class InjuryInferTask(InferTask):
             "version": version,
             "latencies": {"total": round(time.perf_counter() - start, 3)},
         }
-        with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False, encoding="utf-8") as file:
-            json.dump(params, file, indent=2, allow_nan=False)
-        return file.name, params
 
 
 class InjuryBatchInfer(BatchInferTask):
@@ -114,18 +109,28 @@ class InjuryBatchInfer(BatchInferTask):
         images = sorted(self.get_images(request, datastore))
         images = images[: request.get("max_batch_size") or len(images)]
         results: dict[str, Any] = {}
-        failed: list[AppError] = []
+        # not the errors themselves, which hold what the failed run had in memory
+        failed: list[tuple[type[AppError], str]] = []
         for number, image in enumerate(images, start=1):
             try:
                 result = infer({**request, "image": image, "save_label": True}, datastore)
-                Path(result["file"]).unlink()
                 results[image] = {key: result[key] for key in ("label", "tag", "params")}
                 logger.info("%d of %d: %s", number, len(images), image)
-            except AppError as error:
-                failed.append(error)
-                results[image] = {"error": error.msg}
-                logger.error("%d of %d: %s: %s", number, len(images), image, error.msg)
+            except Exception as error:
+                kind, message = _kind(error)
+                failed.append((kind, message))
+                results[image] = {"error": message}
+                logger.error("%d of %d: %s: %s", number, len(images), image, message,
+                             exc_info=None if isinstance(error, AppError) else error)  # fmt: skip
         logger.info("batch inference: %d of %d images, %d failed", len(images) - len(failed), len(images), len(failed))
         if failed and len(failed) == len(images):
-            raise type(failed[0])(f"all {len(failed)} images failed; the first: {failed[0].msg}")
+            kind, message = failed[0]
+            raise kind(f"all {len(failed)} images failed; the first: {message}")
         return results
+
+
+def _kind(error: Exception) -> tuple[type[AppError], str]:
+    """What to say of an error; one that is none of ours may hold paths."""
+    if isinstance(error, AppError):
+        return type(error), error.msg
+    return AppError, f"failed with {type(error).__name__}; the server's log says why"

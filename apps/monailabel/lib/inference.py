@@ -24,13 +24,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from workflow.datalist import DatalistError
 from workflow.guard import CheckedWorkflow, RefusedValue
 
 from scripts.labels import LabelTable
 
+from .abandoned import result_of
 from .bundles import CLASSIFIER, Setup
-from .errors import Conflict, Unusable
+from .errors import AppError, Conflict, Unusable
+from .paths import renamed
 
 __all__ = ["Prediction", "entropy", "label_table", "predict"]
 
@@ -93,9 +96,11 @@ def predict(
 
     Raises:
         Unusable: the image is not exactly one CT series; the bundle's message.
-        Conflict: the bundle refuses the weights or the settings.
+        Conflict: the bundle refuses the weights or the settings, or the machine has no memory or disk left.
+        AppError: the model failed.
+        Abandoned: who asked for it has gone before its turn came.
     """
-    return _RUNS.submit(_predict, setup, image, weights, evidence, dict(options or {}), name or image.name).result()
+    return result_of(_RUNS, _predict, setup, image, weights, evidence, dict(options or {}), name or image.name)
 
 
 def _predict(
@@ -111,14 +116,24 @@ def _predict(
         try:
             _run(bundle / "configs" / "inference.json", overrides)
             return _read(Path(folder, "run"), label_table(setup))
-        except DatalistError as error:
-            raise Unusable(_renamed(str(error), names)) from error
-        except _FailedSeries as error:
-            raise Unusable(_renamed(str(error), names)) from error
+        except (DatalistError, _FailedSeries) as error:
+            raise Unusable(renamed(str(error), names)) from error
         except (RefusedValue, ValueError, FileNotFoundError) as error:
-            raise Conflict(f"the model cannot be run: {_renamed(str(error), names)}") from error
+            raise Conflict(f"the model cannot be run: {renamed(str(error), names)}") from error
+        except (MemoryError, OSError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            raise _no_fault_of_the_image(error, name) from error
         finally:
             gc.collect()  # an engine and its handlers refer to each other
+
+
+def _no_fault_of_the_image(error: Exception, name: str) -> AppError:
+    """What the machine could not do, in words; the log has all of it."""
+    logger.error("inference of %s failed", name, exc_info=error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return Conflict(f"{name}: there is not enough memory for the model now: try again, or use another device")
+    if isinstance(error, OSError):
+        return Conflict(f"{name}: the server's disk or system refused: {error.strerror or type(error).__name__}")
+    return AppError(f"{name}: the model failed with {type(error).__name__}; the server's log says why")
 
 
 class _FailedSeries(Exception):
@@ -162,13 +177,6 @@ def _read(run: Path, table: LabelTable) -> Prediction:
         evidence=json.loads(evidence.read_text(encoding="utf-8")) if evidence.is_file() else None,
         picture=picture.read_bytes() if picture.is_file() else None,
     )
-
-
-def _renamed(text: str, names: Mapping[str, str]) -> str:
-    """The text with names in place of paths of this machine."""
-    for path, name in sorted(names.items(), key=lambda pair: -len(pair[0])):
-        text = text.replace(path, name)
-    return text
 
 
 @contextmanager

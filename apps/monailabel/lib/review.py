@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Depends
+from anyio import CapacityLimiter
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 
+from .abandoned import while_asked
 from .errors import NotFound, Unusable
 from .strategies import noted_entropy
 from .volumes import FileCache, VolumeReader
@@ -46,6 +48,7 @@ FILES = {
     "niivue.umd.js": "text/javascript",
     "niivue.LICENSE.txt": "text/plain",
 }
+WAITING = 4  # threads of each kind of file
 VOLUMES, PICTURES = 8, 200  # kept on the disk: a volume of 512 x 512 x 500 takes 262 MB
 # data: and blob: are what the viewer makes of its own fonts and what the page makes of the evidence's picture
 POLICY = (
@@ -91,14 +94,11 @@ def build_router(
         ]
         return JSONResponse({"groups": groups, "window": reader.window}, headers=STATIC)
 
-    @router.get("/volume", dependencies=user, summary="The checked HU volume of a study as NIfTI")
-    def volume(image: str) -> FileResponse:
+    def volume_file(image: str) -> Path:
         path = Path(store.get_image_uri(image))
-        file = volumes.get(reader.key(path, image), ".nii", lambda out: reader.write(path, image, out))
-        return FileResponse(file, media_type="application/octet-stream", headers=PRIVATE)
+        return volumes.get(reader.key(path, image), ".nii", lambda out: reader.write(path, image, out))
 
-    @router.get("/evidence.png", dependencies=user, summary="What moved the classifier's decision, as a picture")
-    def evidence(image: str) -> FileResponse:
+    def picture_file(image: str) -> Path:
         path, weights = Path(store.get_image_uri(image)), versions.current().weights
 
         def draw(file: IO[bytes]) -> None:
@@ -108,7 +108,20 @@ def build_router(
             file.write(picture)
 
         key = reader.key(path, image, str(weights), os.stat(weights).st_mtime_ns)
-        return FileResponse(pictures.get(key, ".png", draw), media_type="image/png", headers=PRIVATE)
+        return pictures.get(key, ".png", draw)
+
+    # threads of their own: who waits for these keeps nobody else waiting
+    readers, drawers = CapacityLimiter(WAITING), CapacityLimiter(WAITING)
+
+    @router.get("/volume", dependencies=user, summary="The checked HU volume of a study as NIfTI")
+    async def volume(request: Request, image: str) -> FileResponse:
+        file = await while_asked(request, readers, volume_file, image)
+        return FileResponse(file, media_type="application/octet-stream", headers=PRIVATE)
+
+    @router.get("/evidence.png", dependencies=user, summary="What moved the classifier's decision, as a picture")
+    async def evidence(request: Request, image: str) -> FileResponse:
+        file = await while_asked(request, drawers, picture_file, image)
+        return FileResponse(file, media_type="image/png", headers=PRIVATE)
 
     _add_page(router)
     return router

@@ -14,16 +14,17 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Depends, HTTPException, UploadFile
+from anyio import CapacityLimiter
+from fastapi import APIRouter, Depends, HTTPException, Request, UploadFile
 from monailabel.config import settings
 from monailabel.endpoints import activelearning, batch_infer, login, scoring, train
 from monailabel.endpoints import model as model_files
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
-from monailabel.utils.others.generic import remove_file
 
+from .abandoned import while_asked
 from .errors import NotFound, Unusable
+from .limits import FORM
 from .request_params import JsonBody, JsonField, inference_params, json_object, task_params
 from .store_routes import add_store_routes
 from .task_state import task_state
@@ -57,7 +58,7 @@ WAITING = 8  # threads of requests for inference, apart from those of all other 
 
 def build_routes(app: InjuryApp) -> APIRouter:
     """All but the review page."""
-    router = APIRouter()
+    router = APIRouter(form_limits=FORM)
     if settings.MONAI_LABEL_AUTH_ENABLE:
         router.include_router(login.router)
 
@@ -70,8 +71,8 @@ def build_routes(app: InjuryApp) -> APIRouter:
     _add_inference(router, app)
     _add_starts(router, app)
     for path, task, role in (("/train/", train, ADMIN), ("/scoring/", scoring, ANNOTATOR)):
-        _add_state(router, path, task, role)
-    _add_state(router, "/batch/infer", batch_infer, ADMIN)
+        _add_state(router, app, path, task, role)
+    _add_state(router, app, "/batch/infer", batch_infer, ADMIN)
     _add_models(router, app)
     add_store_routes(router, app, USER, ANNOTATOR, ADMIN)
     return router
@@ -82,6 +83,7 @@ def _add_inference(router: APIRouter, app: InjuryApp) -> None:
 
     @router.post("/infer/{model}", dependencies=USER, tags=["Infer"])
     async def infer(
+        asked: Request,
         model: str,
         image: str = "",
         session_id: str = "",
@@ -98,7 +100,7 @@ def _add_inference(router: APIRouter, app: InjuryApp) -> None:
         if bool(image) == (file is not None):
             raise Unusable("expected either image, the id of one of the studies, or file, an upload")
         request = {"model": model, **inference_params(json_object(params, "params"))}
-        return await to_thread.run_sync(_infer, app, request, image, file, limiter=threads)
+        return await while_asked(asked, threads, _infer, app, request, image, file)
 
     @router.post("/batch/infer/{model}", dependencies=ADMIN, tags=["Infer"])
     def batch(
@@ -125,9 +127,8 @@ def _infer(app: InjuryApp, request: Mapping[str, Any], image: str, file: UploadF
     else:
         named = {}
         with TemporaryDirectory(prefix="upload-") as folder:
-            path = unpack_upload(file.file, Path(folder), app.setup.upload_limit)
+            path = unpack_upload(file.file, Path(folder), app.setup.unpacked_limit)
             result = app.infer_file(request, path, "upload")
-    remove_file(result["file"])
     return {**result["params"], **named}
 
 
@@ -150,17 +151,18 @@ def _add_starts(router: APIRouter, app: InjuryApp) -> None:
         return _shown(train.run_model(model, request, run_sync, enqueue), run_sync)
 
 
-def _add_state(router: APIRouter, path: str, task: ModuleType, role: list[Any]) -> None:
+def _add_state(router: APIRouter, app: InjuryApp, path: str, task: ModuleType, role: list[Any]) -> None:
     """State and end of a background task."""
+    folders = app.folders()
 
     @router.get(path, dependencies=USER)
     def state(all: bool = False, check_if_running: bool = False) -> Any:
         found = task.status(all, check_if_running)
-        return [task_state(each) for each in found] if isinstance(found, list) else task_state(found)
+        return [task_state(each, folders) for each in found] if isinstance(found, list) else task_state(found, folders)
 
     @router.delete(path, dependencies=role)
     def stop() -> Any:
-        return task_state(task.stop())
+        return task_state(task.stop(), folders)
 
 
 def _add_models(router: APIRouter, app: InjuryApp) -> None:

@@ -9,10 +9,13 @@ are needed come back one by one.
 
 from __future__ import annotations
 
+import argparse
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from monailabel.config import settings
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from starlette.middleware.cors import CORSMiddleware
@@ -44,11 +47,13 @@ def install(server: FastAPI, app: InjuryApp) -> None:
     server.include_router(build_routes(app))
     server.openapi_schema = None
     server.add_exception_handler(MONAILabelException, _explained)
+    server.add_exception_handler(RequestValidationError, _not_echoed)
     server.add_exception_handler(Exception, _unexpected)
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     server.user_middleware[:] = [each for each in server.user_middleware if each.cls is not CORSMiddleware]
     server.middleware_stack = None  # it is built anew with the next request
-    server.add_middleware(RequestLimits, limit=app.setup.upload_limit, origins=origins)
+    hosts = (*app.setup.hosts, _host_of_the_command_line())
+    server.add_middleware(RequestLimits, limit=app.setup.upload_limit, origins=origins, hosts=hosts)
     if origins:
         every = {"allow_credentials": True, "allow_methods": ["*"], "allow_headers": ["*"]}
         server.add_middleware(CORSMiddleware, allow_origins=origins, **every)
@@ -65,6 +70,23 @@ def _explained(request: Request, error: Exception) -> JSONResponse:
             return JSONResponse({"detail": error.msg}, status)
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _unexpected(request, error)
+
+
+def _not_echoed(_request: Request, error: RequestValidationError) -> JSONResponse:
+    """What is wrong with the parameters, without what was sent: that may be long, or a patient's."""
+    return JSONResponse(
+        {"detail": [{key: each[key] for key in ("loc", "msg", "type")} for each in error.errors()]}, 422
+    )
+
+
+def _host_of_the_command_line() -> str:
+    """What `--host` says: MONAI Label hands it to uvicorn alone."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("-i", "--host", default="localhost")
+    try:
+        return parser.parse_known_args(sys.argv[1:])[0].host
+    except argparse.ArgumentError:
+        return "localhost"
 
 
 def _unexpected(_request: Request, _error: Exception) -> JSONResponse:

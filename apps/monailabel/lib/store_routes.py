@@ -5,6 +5,7 @@ one that it does not know."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from monailabel.endpoints import datastore as stock
 from monailabel.utils.others.generic import get_mime_type
 from starlette.responses import FileResponse
 
-from .errors import NotFound, TooLarge, Unusable
+from .errors import NotFound, Unusable
 from .request_params import JsonField, json_object
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["add_store_routes"]
 
 FINAL = "final"
-LABEL_BYTES = 1_000_000
 # notes that the server makes and its strategies read
 NOTES = {"entropy", "entropy_version", "probabilities", "failed", "strategy"}
 
@@ -34,9 +34,14 @@ def add_store_routes(
     """Routes below `/datastore`, with the dependencies that hold for each role."""
     datastore = APIRouter(prefix="/datastore", tags=["Datastore"])
 
+    store = app.datastore()
+
     @datastore.get("/", dependencies=user)
     def studies(output: stock.ResultType | None = None) -> Any:
-        return stock.datastore(output)
+        """Counts, or all that is known of the images, or those to train with: ids, no paths of this machine."""
+        if output == stock.ResultType.train:
+            return [{"image": image, "label": image, "tag": FINAL} for image in store.get_labeled_images()]
+        return store.json() if output == stock.ResultType.all else store.status()
 
     _add_images(datastore, app, user, annotator, admin)
     _add_labels(datastore, app, user, annotator, admin)
@@ -52,7 +57,7 @@ def _add_images(router: APIRouter, app: InjuryApp, user: list[Any], annotator: l
         name = Path(file.filename or "").name
         with TemporaryDirectory(prefix="upload-") as folder:
             path = Path(folder, f"image{''.join(Path(name).suffixes[-2:])}")
-            _save(file, path, app.setup.upload_limit)
+            _save(file, path)
             return {"image": store.add_image(image or name, str(path), _image_info(params))}
 
     @router.delete("/image", dependencies=admin)
@@ -90,7 +95,7 @@ def _add_labels(router: APIRouter, app: InjuryApp, user: list[Any], annotator: l
         info = json_object(params, "params")
         with TemporaryDirectory(prefix="label-") as folder:
             path = Path(folder, "label.json")
-            _save(label, path, LABEL_BYTES)
+            _save(label, path)
             label_id = store.save_label(image, str(path), tag or FINAL, info)
         app.on_save_label(image, label_id)
         return {"image": image, "label": label_id}
@@ -125,12 +130,7 @@ def _image_info(text: str) -> dict[str, Any]:
     return info
 
 
-def _save(upload: UploadFile, path: Path, limit: int) -> None:
-    """Write an upload; raises TooLarge above the limit."""
-    left = limit
+def _save(upload: UploadFile, path: Path) -> None:
+    """Write an upload; how long it may be, `lib.limits` says."""
     with path.open("wb") as target:
-        while block := upload.file.read(1 << 20):
-            left -= len(block)
-            if left < 0:
-                raise TooLarge(f"upload: expected at most {limit / 1e6:g} MB")
-            target.write(block)
+        shutil.copyfileobj(upload.file, target)

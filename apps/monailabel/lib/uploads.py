@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import math
 import re
 import shutil
 import zipfile
@@ -13,18 +14,20 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import nibabel as nib
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from workflow.run import DISK_FULL
 
 from .errors import TooLarge, Unusable
 
-__all__ = ["UNPACKED", "unpack_upload"]
+__all__ = ["unpack_upload"]
 
-UNPACKED = 4  # times the limit of an upload is what it may unpack to
 MAX_FILES = 10_000
 BLOCK = 1 << 20
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError, RuntimeError,
            NotImplementedError, ValueError, OSError)  # fmt: skip
-NIFTI_HEADERS = {348, 540}  # NIfTI-1 and NIfTI-2, the first four bytes in either order
+HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by the first four bytes, in either order
 EXPECTED = "expected a NIfTI file (.nii or .nii.gz) or a zip of one DICOM series"
 
 
@@ -37,7 +40,7 @@ def unpack_upload(stream: IO[bytes], folder: Path, limit: int) -> Path:
     Args:
         stream: the uploaded file.
         folder: an empty folder.
-        limit: bytes of an upload; it may unpack to `UNPACKED` times that.
+        limit: bytes that it may unpack to.
 
     Returns:
         the file, or the folder of a series.
@@ -46,20 +49,23 @@ def unpack_upload(stream: IO[bytes], folder: Path, limit: int) -> Path:
         Unusable: it is neither, or damaged.
         TooLarge: it unpacks to more.
     """
-    start = stream.read(132)
+    start = stream.read(540)
     stream.seek(0)
-    budget = _Budget(limit * UNPACKED)
+    budget = _Budget(limit)
     if start[:4] == b"PK\x03\x04":
         return _unzip(stream, folder / "series", budget)
     if start[:2] == b"\x1f\x8b":
         path = folder / "series.nii"
         try:
             with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
+                if not _is_nifti(unpacked.read(540), budget):
+                    raise Unusable(f"upload: {EXPECTED}, found a .gz of another kind of file")
+                unpacked.seek(0)
                 _copy(unpacked, path, budget)
         except DAMAGED as error:
             raise _damaged("a damaged .gz file", error) from error
         return path
-    if {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")} & NIFTI_HEADERS:
+    if _is_nifti(start, budget):
         path = folder / "series.nii"
     elif start[128:132] == b"DICM":
         path = folder / "series" / "1.dcm"
@@ -79,7 +85,25 @@ class _Budget:
     def take(self, number: int) -> None:
         self.left -= number
         if self.left < 0:
-            raise TooLarge(f"upload: unpacks to more than {self.allowed / 1e6:g} MB, the limit of this server")
+            raise self.exceeded()
+
+    def exceeded(self) -> TooLarge:
+        return TooLarge(f"upload: unpacks to more than {self.allowed / 1e6:g} MB, the limit of this server")
+
+
+def _is_nifti(start: bytes, budget: _Budget) -> bool:
+    """Whether a file begins as NIfTI. Raises TooLarge for one of more voxels than may be written, before it is."""
+    kind = HEADERS.get(int.from_bytes(start[:4], "little")) or HEADERS.get(int.from_bytes(start[:4], "big"))
+    if kind is None:
+        return False
+    try:
+        header = kind(start[: kind.template_dtype.itemsize], check=False)
+        size = math.prod(map(int, header.get_data_shape())) * header.get_data_dtype().itemsize
+    except (ValueError, KeyError, WrapStructError, HeaderDataError):
+        return True  # the bundle says what is wrong with it
+    if size > budget.left:
+        raise budget.exceeded()
+    return True
 
 
 def _copy(source: IO[bytes], path: Path, budget: _Budget) -> None:
@@ -96,6 +120,8 @@ def _unzip(stream: IO[bytes], folder: Path, budget: _Budget) -> Path:
             members = [member for member in archive.infolist() if not member.is_dir() and _is_data(member.filename)]
             if len(members) > MAX_FILES:
                 raise TooLarge(f"upload: a zip of {len(members)} files, more than {MAX_FILES}")
+            if sum(member.file_size for member in members) > budget.left:  # as it says itself
+                raise budget.exceeded()
             for number, member in enumerate(members, start=1):
                 with archive.open(member) as unpacked:
                     _copy(unpacked, folder / _file_name(number, member.filename), budget)

@@ -21,6 +21,7 @@ from workflow.cache import describe, fingerprint
 from workflow.run import whole_file
 
 from .errors import Unusable
+from .paths import renamed
 
 __all__ = ["FileCache", "VolumeReader"]
 
@@ -60,7 +61,7 @@ class VolumeReader:
         try:
             volume = self._load({"image": str(path)})["image"]
         except SeriesError as error:
-            raise Unusable(str(error).replace(str(path), image)) from error
+            raise Unusable(renamed(str(error), {path: image})) from error
         affine = np.asarray(volume.affine, dtype=np.float64)
         nifti = nib.Nifti1Image(np.asarray(volume)[0], affine)
         nifti.header.set_xyzt_units("mm")
@@ -82,12 +83,13 @@ class FileCache:
     def get(self, key: str, suffix: str, make: Callable[[IO[bytes]], None]) -> Path:
         """The file of `key`, which `make` writes unless it is there."""
         path = self.folder / f"{key}{suffix}"
+        if _used(path):  # it waits for no other file
+            return path
         with self._lock:
-            if not path.exists():
+            if not _used(path):
                 with whole_file(path) as file:
                     make(file)
-            os.utime(path)
-            self._evict(path)
+                self._evict(path)
         return path
 
     def _evict(self, kept: Path) -> None:
@@ -95,3 +97,12 @@ class FileCache:
         for file in files[: max(0, len(files) + 1 - self.limit)]:
             with contextlib.suppress(OSError):  # another system may hold it open
                 file.unlink()
+
+
+def _used(path: Path) -> bool:
+    """Whether the file is there; then it was asked for just now."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
