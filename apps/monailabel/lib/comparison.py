@@ -37,6 +37,8 @@ class Score:
     def caveats(self) -> str:
         """What to know before much is made of it, "" if nothing."""
         said = []
+        if self.patients == 1:
+            said.append("a single patient is held out, so that the difference may be chance: label more")
         if self.undefined:
             said.append(f"not scored for want of labels: {_few(self.undefined)}")
         if self.absent:
