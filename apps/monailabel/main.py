@@ -39,6 +39,7 @@ from lib.local_store import LocalStore  # noqa: E402
 from lib.request_params import ORIGINAL  # noqa: E402
 from lib.scoring import EntropyScoring  # noqa: E402
 from lib.server import install  # noqa: E402
+from lib.settings_check import check_settings  # noqa: E402
 from lib.shutdown import end_tasks_with_the_server  # noqa: E402
 from lib.store import SeriesStore  # noqa: E402
 from lib.strategies import strategies  # noqa: E402
@@ -60,6 +61,7 @@ class InjuryApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         self.setup = read_setup(Path(app_dir), conf)
+        check_settings(self.setup)
         self.table = label_table(self.setup)
         self.versions = ModelVersions(self.setup.output_root / CLASSIFIER / "versions", self.setup.weights)
         super().__init__(
