@@ -42,6 +42,7 @@ from lib.local_store import LocalStore
 from lib.request_params import ORIGINAL
 from lib.scoring import EntropyScoring
 from lib.server import install
+from lib.settings_check import check_settings
 from lib.shutdown import end_tasks_with_the_server
 from lib.store import SeriesStore
 from lib.strategies import strategies
@@ -64,6 +65,7 @@ class InjuryApp(MONAILabelApp):
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         with refusing(SetupError):
             self.setup = read_setup(Path(app_dir), conf)
+            check_settings(self.setup)
         self.table = label_table(self.setup)
         self.versions = ModelVersions(self.setup.output_root / CLASSIFIER / "versions", self.setup.weights)
         super().__init__(

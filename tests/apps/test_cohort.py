@@ -19,7 +19,7 @@ from workflow.datalist import read_folds  # noqa: E402
 
 from apps.monailabel.lib.cohort import deal_folds, labelled_entries, parts_of, unlabelled_entries  # noqa: E402
 from apps.monailabel.lib.comparison import Score, decide, read_score  # noqa: E402
-from apps.monailabel.lib.errors import Conflict, NotFound, Unusable  # noqa: E402
+from apps.monailabel.lib.errors import Conflict, NotFound, Unusable, few, quoted  # noqa: E402
 from apps.monailabel.lib.training_params import check_parameters, fixed_by_inference, open_parameters  # noqa: E402
 from scripts.labels import LabelTable  # noqa: E402
 
@@ -287,3 +287,9 @@ def test_a_score_that_is_not_defined_is_said(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"score": {"value": null}}')
     with pytest.raises(Conflict, match="not defined by the labels"):
         read_score(tmp_path)
+
+
+def test_a_message_names_a_few_and_counts_the_others() -> None:
+    assert few(["a", "b"], most=2) == "a, b"
+    assert few(["a", "b", "c"], most=2) == "a, b and 1 more"
+    assert few(["a" * 100], show=quoted) == "'" + "a" * 59

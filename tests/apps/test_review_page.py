@@ -282,6 +282,117 @@ def test_another_version_is_chosen_and_answers(page, weights):
         assert [version["name"] for version in listed if version["chosen"]] == [name]
 
 
+# in place of `fetch`: requests whose address holds a word are kept back, or answered here
+HOLD = """(() => { const fetch = window.fetch; window.held = [];
+          window.fetch = async (address, options = {}) => {
+              const reply = fetch(address, options);
+              if (!String(address).includes(arguments[0])) return reply;
+              reply.catch(() => {});
+              await new Promise((resolve) => held.push({ resolve, signal: options.signal }));
+              return reply; } })()"""
+ANSWER = """(() => { const [word, status, body] = arguments; const fetch = window.fetch; window.asked = 0;
+            window.fetch = (address, options) => {
+                if (!String(address).includes(word)) return fetch(address, options);
+                asked += 1;
+                const text = Array.isArray(body) ? body[Math.min(asked, body.length) - 1] : body;
+                return Promise.resolve(new Response(text, { status })); } })()"""
+DRAWN = "document.getElementById('answer').textContent.startsWith(arguments[0])"
+
+
+def choose(page: Page, version: str) -> None:
+    """As another reader does, or a training."""
+    assert page.server.put("/versions/rsna_cnn_lstm", params={"version": version}).ok
+
+
+def test_a_version_that_comes_into_use_elsewhere_answers_after_a_refresh(page):
+    page.show(CHEST)
+    assert page.text("#answer").startswith("Version shipped.")
+    choose(page, "0001")
+    page.find("#refresh").click()
+    page.wait(DRAWN, "Version 0001.")
+    assert page.text("#version") == "0001"
+    choose(page, "shipped")
+    page.find("#refresh").click()
+    page.wait(DRAWN, "Version shipped.")
+
+
+def test_an_answer_of_a_version_that_is_no_longer_in_use_is_not_shown(page):
+    choose(page, "0001")
+    page.show(CHEST)  # the reply says a version that the page did not know to be in use
+    assert page.text("#answer").startswith("Version 0001.")
+    assert page.text("#version") == "0001"
+    page.run(HOLD, "infer/")
+    choose(page, "shipped")
+    page.find("#refresh").click()
+    page.wait("held.length === 1")
+    choose(page, "0001")  # and back, before the answer of the other one
+    page.find("#refresh").click()
+    page.wait(DRAWN, "Version 0001.")
+    page.run("held[0].resolve()")
+    page.driver.execute_async_script("setTimeout(arguments[0], 500)")
+    assert page.text("#answer").startswith("Version 0001.")
+    choose(page, "shipped")
+
+
+def test_a_prediction_of_a_study_that_was_left_is_given_up(page):
+    page.run(HOLD, "infer/")
+    page.open(CHEST)
+    page.wait("held.length === 1")
+    page.open(ABDOMEN)
+    assert page.run("held[0].signal.aborted") is True
+    page.wait("held.length === 2")
+    assert page.run("held[1].signal.aborted") is False
+    page.run("held.forEach(({ resolve }) => resolve())")
+    page.wait(DRAWN, "Version shipped.")
+    assert page.text("#title") == ABDOMEN
+
+
+@pytest.mark.parametrize(("status", "advice"), [(401, "MONAI_LABEL_AUTH_ENABLE"), (403, "MONAI_LABEL_CORS_ORIGINS")])
+def test_a_server_that_asks_for_a_log_in_is_explained(page, status, advice):
+    page.run(ANSWER, "review/studies", status, '{"detail": "Not this way"}')
+    page.find("#refresh").click()
+    page.wait("document.getElementById('error').textContent !== ''")
+    assert advice in page.text("#error")
+    assert f"({status}: Not this way)" in page.text("#error")
+
+
+def test_thousands_of_studies(page):
+    """The first are listed, a filter finds the others, and an edit touches one item alone."""
+    page.show(CHEST)
+    rows = [{"id": CHEST, "label": None, "entropy": 0.5}]
+    rows += [{"id": f"study {i:04d}", "label": None, "entropy": None} for i in range(4999)]
+    page.run(ANSWER, "review/studies", 200, json.dumps(rows))
+    page.find("#refresh").click()
+    page.wait("document.getElementById('count').textContent === '5000, 0 labelled'")
+    assert len(page.ids()) == 200
+    assert page.text("#more") == "4800 more: filter by id to see them."
+    page.run("""(() => { window.changes = 0; new MutationObserver((records) => { for (const record of records)
+                changes += record.addedNodes.length; }).observe(document.getElementById('studies'),
+                { childList: true }); })()""")
+    page.find("[aria-label='liver: low']").click()
+    page.drawn()
+    assert page.run("changes") == 1
+    assert "not saved" in page.item(CHEST).text
+    page.find("#filter").send_keys("4321")
+    page.drawn()
+    assert page.ids() == ["study 4321"]
+    assert page.text("#more") == ""
+    page.run("reviewPage.state.drafts.clear()")
+
+
+def test_the_list_is_loaded_again_when_the_count_of_a_scoring_changes(page):
+    task = [{"status": "RUNNING", "details": lines} for lines in ([], [], ["3 of 9: a: entropy 0.5"])]
+    task += [task[-1], {"status": "DONE", "details": []}]
+    page.run(ANSWER, "scoring/", 200, [json.dumps(state) for state in task])
+    page.requests()
+    page.run("performance.clearResourceTimings()")
+    page.find("#score").click()
+    page.wait("asked === 3 && document.getElementById('score-state').textContent.includes('3 of 9')")
+    page.wait("!document.getElementById('score').disabled")
+    loaded = "performance.getEntriesByType('resource').filter(({ name }) => name.endsWith('review/studies')).length"
+    assert page.run(loaded) == 2, "once for a new count, and once at the end"
+
+
 def test_reader_corrects_a_label_and_goes_on(page):
     page.show(CHEST)
     assert page.text("#label-state") == "No label yet."
@@ -329,6 +440,55 @@ def test_what_is_not_saved_is_kept_while_another_study_is_open(page):
     page.run("reviewPage.state.drafts.clear()")  # or the browser would ask before it leaves
 
 
+def test_a_label_that_is_stored_is_said_to_be_so_when_the_list_fails(page):
+    page.show(ABDOMEN)
+    page.find("[aria-label='liver: low']").click()
+    page.run(ANSWER, "review/studies", 500, '{"detail": "out of order"}')
+    page.find("#save").click()
+    page.wait("document.getElementById('error').textContent !== ''")
+    assert page.text("#error") == ("The label is stored; the list of studies could not be loaded again. out of order")
+    assert page.text("#label-state").endswith("stored.")
+    assert page.server.get("/datastore/label", params={"label": ABDOMEN, "tag": "final"}).json()["groups"] == {
+        "liver": "low"
+    }
+
+
+def test_a_label_of_another_reader_is_not_overwritten_unasked(page):
+    def others(**groups: str) -> None:
+        label = json.dumps({"groups": groups, "reader": "C. D."})
+        params = {"image": ABDOMEN, "tag": "final"}
+        assert page.server.put("/datastore/label", params=params, files={"label": ("label.json", label)}).ok
+
+    def stored() -> dict[str, str]:
+        return page.server.get("/datastore/label", params={"label": ABDOMEN, "tag": "final"}).json()["groups"]
+
+    others(liver="low")
+    page.load()
+    page.show(ABDOMEN)
+    page.find("[aria-label='liver: high']").click()
+    assert page.run("document.getElementById('take').hidden") is True
+    others(liver="low", spleen="high")
+    page.find("#save").click()
+    page.wait("document.getElementById('error').textContent.startsWith('Not saved: the stored label has changed')")
+    assert stored() == {"liver": "low", "spleen": "high"}
+    told = "Not saved yet. A label was stored since you began, by C. D.: liver low, spleen high."
+    assert page.text("#label-state") == told
+    assert page.run("document.querySelector('[aria-label=\"liver: high\"]').checked") is True, "the draft is kept"
+    page.find("#save").click()  # asked for
+    page.wait("document.getElementById('label-state').dataset.state === 'stored'")
+    assert stored() == {"liver": "high"}
+
+    page.find("[aria-label='kidney: low']").click()
+    others(liver="low")
+    page.find("#refresh").click()  # or seen before the save
+    page.wait("!document.getElementById('take').hidden")
+    page.find("#take").click()
+    assert page.text("#label-state") == "Labelled by C. D.: stored."
+    assert page.run("document.querySelector('[aria-label=\"liver: low\"]').checked") is True
+    assert page.run("document.querySelector('[aria-label=\"kidney: unknown\"]').checked") is True
+    assert page.server.request("DELETE", "/datastore/label", params={"id": ABDOMEN, "tag": "final"}).ok
+
+
 def test_a_study_that_was_left_never_comes_into_view(page, studies):
     """The first one is decoded late: long after the second one, which was opened meanwhile, is in view."""
     page.run("""(() => { const load = niivue.NVImage.loadFromUrl; let calls = 0;
@@ -372,7 +532,8 @@ def test_names_of_files_are_text_and_the_page_asks_nobody_else(page):
     asked = {url for url in page.requests() if not url.startswith(("data:", "blob:"))}
     assert all(url.startswith(page.server.url + "/") for url in asked)
     assert f"{page.server.url}/review/niivue.umd.js" in asked
-    assert page.messages() == []
+    # but for the question whether there is a label, to which the browser writes down that there was none
+    assert [said for said in page.messages() if "/datastore/label?" not in said] == []
 
 
 def test_policy_stops_what_a_page_without_it_would_ask_for(page):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ class Tasks:
         self.store = Store(folder / "studies")
         self.runs: list[dict[str, object]] = []
         self.scores: list[float | Exception | None] = []
+        self.patients = 2  # held out
+        self.during: Callable[[], object] | None = None  # what happens while a training runs
         patch.setattr("apps.monailabel.lib.bundle_task.run_bundle", self.run)
 
     def run(self, bundle: Path, configs: tuple[str, ...], overrides: dict[str, object], folder: Path, name: str,
@@ -72,13 +75,15 @@ class Tasks:
         run.mkdir()
         (run / "run.json").write_text('{"result": "completed"}')
         if configs == ("train.json",):
+            if self.during is not None:
+                self.during()
             (run / "model.pt").write_bytes(b"trained")
             (run / "checkpoints").mkdir()
             return run
         score = self.scores.pop(0) if self.scores else 1.0
         if isinstance(score, Exception):
             raise score
-        (run / "metrics.json").write_text(json.dumps({"score": {"value": score}, "patients": 2}))
+        (run / "metrics.json").write_text(json.dumps({"score": {"value": score}, "patients": self.patients}))
         return run
 
     def train(self, **request: object) -> dict[str, object]:
@@ -228,6 +233,39 @@ def test_a_damaged_choice_is_said_before_the_training(tasks: Tasks) -> None:
         tasks.train()
     assert not tasks.runs
     assert "cannot be read" in tasks.classifier.stats()["error"]
+
+
+def test_weights_that_are_gone_are_said_before_the_training(tasks: Tasks) -> None:
+    """Not taken for "none yet": the new ones would be chosen as the first, without a comparison."""
+    tasks.scores = [0.5, 0.6]
+    tasks.train()
+    tasks.versions.current().weights.unlink()
+    for task in (tasks.classifier, tasks.pretraining):
+        tasks.runs.clear()
+        with pytest.raises(Conflict, match=r"weights of version 0001, .* are gone: put them back, or choose another"):
+            task({}, tasks.store)
+        assert not tasks.runs
+    tasks.versions.choose("shipped")
+    tasks.pretraining({}, tasks.store)
+    assert tasks.train()["compared_with"]["name"] == "shipped"
+
+
+def test_what_is_chosen_by_hand_while_a_training_runs_stays(tasks: Tasks) -> None:
+    tasks.scores = [0.5, 0.6]
+    tasks.train()
+    tasks.scores = [0.1, 0.5]
+    tasks.during = lambda: tasks.versions.choose("shipped")
+    made = tasks.train()
+    assert (made["version"], made["chosen"]) == ("0002", False)
+    assert made["reason"].startswith("not chosen: the version in use changed meanwhile; better: score 0.1000 on 2")
+    assert tasks.versions.current().name == "shipped"
+
+
+def test_a_single_patient_held_out_is_noted(tasks: Tasks) -> None:
+    tasks.patients = 1
+    assert "a single patient is held out" in tasks.train()["reason"]
+    tasks.patients = 2
+    assert "a single patient is held out" not in tasks.train()["reason"]
 
 
 def test_the_settings_file_is_below_the_request_and_above_the_app(

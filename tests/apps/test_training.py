@@ -107,79 +107,136 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def training(
+def bare(
     start_server: Callable[..., object], dataset: Path, weights: Path, truth: dict[str, dict[str, str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Training:  # fmt: skip
-    studies = Path(
-        shutil.copytree(dataset / "train_images", tmp_path_factory.mktemp("studies") / "train_images")
-    ).parent
-    return Training(start_server(studies), weights, truth)
+    """A server that begins without weights."""
+    studies = tmp_path_factory.mktemp("studies")
+    shutil.copytree(dataset / "train_images", studies / "train_images")
+    return Training(start_server(studies, shipped=None), weights, truth)
 
 
 @pytest.fixture(scope="module")
-def first(training: Training) -> dict[str, object]:
-    """The first training and what it changed; the version that it made is in use."""
-    training.label(training.labelled[: len(training.labelled) // 2])
-    too_few = training.train(max_epochs=1)
-    training.label(training.labelled)
-    before = {"score": training.score(), "answer": training.infer(), "versions": training.versions()}
-    state = training.train(max_epochs=1, learning_rate=0.01)
+def pretrained(bare: Training) -> dict[str, object]:
+    """A pretraining, and the first training from it: the first weights."""
+    refused = bare.server.post(f"/infer/{MODEL}", params={"image": bare.unlabelled[0]})
+    bare.label(bare.labelled[: len(bare.labelled) // 2])
+    too_few = bare.server.post(f"/train/{MODEL}", params={"run_sync": True}, json={"max_epochs": 1})
+    bare.label(bare.labelled)
+    found = {"refused": refused, "too_few": too_few}
+    for model in (PRETRAINING, MODEL):
+        state = bare.train(model, max_epochs=1)
+        assert state["status"] == "DONE", "\n".join(state["details"])
+    newest = bare.server.get("/info/").json()["train_stats"][PRETRAINING]
+    return {**found, "pretraining": newest, "versions": bare.versions(), "answer": bare.infer()}
+
+
+@pytest.fixture(scope="module")
+def training(bare: Training, pretrained: dict[str, object], start_server: Callable[..., object]) -> Training:
+    """The same begun anew, with shipped weights, which are put in use."""
+    pretrained["completed"] = bare.completed()
+    bare.server.stop()
+    bare.server = start_server(bare.server.studies, app=bare.server.app)
+    pretrained["restarted"] = {"versions": bare.versions(), "answer": bare.infer(), "completed": bare.completed()}
+    bare.choose("shipped")
+    return bare
+
+
+@pytest.fixture(scope="module")
+def second(training: Training) -> dict[str, object]:
+    """A training from the shipped weights and what it changed; the version that it made is in use."""
+    before = {"score": training.score(), "answer": training.infer()}
+    state = training.train(max_epochs=1, learning_rate=0.01, start="version")
     assert state["status"] == "DONE", "\n".join(state["details"])
     by_itself = training.used()
-    training.choose("0001")
-    return {"too_few": too_few, "before": before, "state": state, "used": by_itself,
-            "after": {"score": training.score(), "answer": training.infer()}}  # fmt: skip
+    training.choose("0002")
+    return {"before": before, "used": by_itself, "after": {"score": training.score(), "answer": training.infer()}}
 
 
-def test_too_few_labels_are_said(first: dict[str, object]) -> None:
-    assert first["too_few"]["status"] == "ERROR"
-    assert "training needs final labels of at least 5 patients, found" in first["too_few"]["details"][-1]
-    assert "Traceback" not in "\n".join(first["too_few"]["details"])
+@pytest.mark.slow
+def test_too_few_labels_are_said(pretrained: dict[str, object]) -> None:
+    assert pretrained["too_few"].status_code == 409
+    assert "training needs final labels of at least 5 patients, found" in pretrained["too_few"].json()["detail"]
 
 
-def test_a_training_adds_a_version_beside_the_shipped_one(training: Training, first: dict[str, object]) -> None:
-    assert [entry["name"] for entry in first["before"]["versions"]] == ["shipped"]
-    shipped, added = training.versions()
-    assert (shipped["name"], added["name"]) == ("shipped", "0001")
+@pytest.mark.slow
+def test_pretraining_sees_every_image_and_the_next_training_starts_from_it(
+    bare: Training, pretrained: dict[str, object]
+) -> None:
+    newest = pretrained["pretraining"]
+    assert (newest["images"], newest["started_from"]) == (len(bare.images), "scratch")
+    weights = bare.server.app / "model" / PRETRAINING / "runs" / newest["name"] / "training" / "model.pt"
+    [first] = pretrained["versions"]
+    assert first["started_from"] == f"the backbone of pretraining {newest['name']}"
+    config = json.loads((bare.folder("0001") / "training" / "config.json").read_text())
+    assert Path(config["pretrained_path"]).samefile(weights)
+    assert "backbone tensors loaded" in (bare.folder("0001") / "training" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_without_shipped_weights_the_first_training_makes_them(pretrained: dict[str, object]) -> None:
+    assert pretrained["refused"].status_code == 409
+    assert "--conf weights" in pretrained["refused"].json()["detail"]
+    [first] = pretrained["versions"]
+    assert (first["name"], first["chosen"]) == ("0001", True)
+    assert first["reason"].startswith("the first weights")
+    assert pretrained["answer"]["version"] == "0001"
+
+
+@pytest.mark.slow
+def test_a_restart_keeps_labels_and_versions(training: Training, pretrained: dict[str, object]) -> None:
+    again = pretrained["restarted"]
+    assert again["completed"] == pretrained["completed"] == len(training.labelled)
+    assert again["answer"] == pretrained["answer"]
+    assert again["versions"][-1] == pretrained["versions"][-1]
+    assert [entry["name"] for entry in again["versions"]] == ["shipped", "0001"]
+
+
+@pytest.mark.slow
+def test_a_training_adds_a_version_beside_the_shipped_one(training: Training, second: dict[str, object]) -> None:
+    shipped, _, added = training.versions()
+    assert (shipped["name"], added["name"]) == ("shipped", "0002")
     assert added["labels"] == LABELLED
     assert added["started_from"] == "version shipped"
     assert hashlib.sha256(training.weights.read_bytes()).hexdigest() == training.digest
-    assert (training.folder("0001") / "training" / "model.pt").read_bytes() != training.weights.read_bytes()
-    patients = json.loads((training.folder("0001") / "training" / "training_patients.json").read_text())
+    assert (training.folder("0002") / "training" / "model.pt").read_bytes() != training.weights.read_bytes()
+    patients = json.loads((training.folder("0002") / "training" / "training_patients.json").read_text())
     assert len(patients) == LABELLED - 1, "one is held out"
 
 
-def test_the_better_version_was_used_by_itself(training: Training, first: dict[str, object]) -> None:
-    added = json.loads((training.folder("0001") / "version.json").read_text())
+@pytest.mark.slow
+def test_the_better_version_was_used_by_itself(training: Training, second: dict[str, object]) -> None:
+    added = json.loads((training.folder("0002") / "version.json").read_text())
     assert added["compared_with"]["name"] == "shipped"
     assert added["chosen"] is (added["score"] < added["compared_with"]["score"])
-    assert first["used"] == ("0001" if added["chosen"] else "shipped")
+    assert second["used"] == ("0002" if added["chosen"] else "shipped")
     assert f"{added['score']:.4f}" in added["reason"]
     # the figure of the training's own last validation, of which lower is better
-    metrics = json.loads((training.folder("0001") / "training" / "run.json").read_text())["metrics"]
+    metrics = json.loads((training.folder("0002") / "training" / "run.json").read_text())["metrics"]
     assert added["score"] == pytest.approx(-metrics["negative_score"])
 
 
-def test_scores_and_answers_change_with_the_version(training: Training, first: dict[str, object]) -> None:
-    before, after = first["before"], first["after"]
+@pytest.mark.slow
+def test_scores_and_answers_change_with_the_version(training: Training, second: dict[str, object]) -> None:
+    before, after = second["before"], second["after"]
     assert {version for _, version in before["score"].values()} == {"shipped"}
-    assert {version for _, version in after["score"].values()} == {"0001"}
+    assert {version for _, version in after["score"].values()} == {"0002"}
     assert all(before["score"][image][0] != after["score"][image][0] for image in training.unlabelled)
     assert before["answer"]["version"] == "shipped"
-    assert after["answer"]["version"] == "0001"
+    assert after["answer"]["version"] == "0002"
     assert after["answer"]["injuries"] != before["answer"]["injuries"]
 
 
-def test_the_way_back_gives_the_old_answers_to_the_last_digit(training: Training, first: dict[str, object]) -> None:
+@pytest.mark.slow
+def test_the_way_back_gives_the_old_answers_to_the_last_digit(training: Training, second: dict[str, object]) -> None:
     training.choose("shipped")
-    assert training.infer() == first["before"]["answer"]
-    assert training.score() == first["before"]["score"]
-    training.choose("0001")
-    assert training.infer() == first["after"]["answer"]
-    reply = training.server.put(f"/versions/{MODEL}", params={"version": "../../0001"})
+    assert training.infer() == second["before"]["answer"]
+    training.choose("0002")
+    assert training.infer() == second["after"]["answer"]
+    reply = training.server.put(f"/versions/{MODEL}", params={"version": "../../0002"})
     assert reply.status_code == 404
-    assert "expected one of shipped, 0001" in reply.json()["detail"]
+    assert "expected one of shipped, 0001, 0002" in reply.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -194,14 +251,15 @@ def test_the_way_back_gives_the_old_answers_to_the_last_digit(training: Training
     ],
 )
 def test_a_request_that_is_not_allowed_is_refused_at_once(
-    training: Training, params: dict[str, object], message: str
+    bare: Training, params: dict[str, object], message: str
 ) -> None:
-    reply = training.server.post(f"/train/{MODEL}", json=params)
+    reply = bare.server.post(f"/train/{MODEL}", json=params)
     assert reply.status_code == 422, reply.text
     assert message in reply.json()["detail"]
 
 
-def test_a_failing_training_says_why_and_loses_nothing(training: Training, first: dict[str, object]) -> None:
+@pytest.mark.slow
+def test_a_failing_training_says_why_and_loses_nothing(training: Training, second: dict[str, object]) -> None:
     before = training.versions(), training.completed()
     state = training.train(max_epochs=1, device="cuda:77")
     assert state["status"] == "ERROR"
@@ -211,26 +269,8 @@ def test_a_failing_training_says_why_and_loses_nothing(training: Training, first
     assert (training.versions(), training.completed()) == before
 
 
-def test_pretraining_sees_every_image_and_the_next_training_starts_from_it(
-    training: Training, first: dict[str, object]
-) -> None:
-    state = training.train(PRETRAINING, max_epochs=1)
-    assert state["status"] == "DONE", "\n".join(state["details"])
-    newest = training.server.get("/info/").json()["train_stats"][PRETRAINING]
-    assert newest["images"] == len(training.images)
-    assert newest["started_from"] == "the backbone of version 0001"
-    weights = training.server.app / "model" / PRETRAINING / "runs" / newest["name"] / "training" / "model.pt"
-
-    state = training.train(max_epochs=1)
-    assert state["status"] == "DONE", "\n".join(state["details"])
-    added = training.versions()[-1]
-    assert added["started_from"] == f"the backbone of pretraining {newest['name']}"
-    config = json.loads((training.folder(added["name"]) / "training" / "config.json").read_text())
-    assert Path(config["pretrained_path"]).samefile(weights)
-    assert "backbone tensors loaded" in (training.folder(added["name"]) / "training" / "log.txt").read_text()
-
-
-def test_one_training_at_a_time_and_an_end_to_all_of_it(training: Training, first: dict[str, object]) -> None:
+@pytest.mark.slow
+def test_one_training_at_a_time_and_an_end_to_all_of_it(training: Training, second: dict[str, object]) -> None:
     before = training.versions()
     assert training.server.post(f"/train/{MODEL}", json={"max_epochs": 10_000}).status_code == 200
     end = time.time() + 120
@@ -247,32 +287,3 @@ def test_one_training_at_a_time_and_an_end_to_all_of_it(training: Training, firs
     _, alive = psutil.wait_procs(training.processes(), timeout=10)
     assert not alive
     assert training.versions() == before
-
-
-def test_a_restart_keeps_labels_and_versions(
-    training: Training, first: dict[str, object], start_server: Callable[..., object]
-) -> None:
-    training.choose("0001")
-    before = training.versions(), training.completed(), training.infer()
-    training.server.stop()
-    training.server = start_server(training.server.studies, app=training.server.app)
-    assert (training.versions(), training.completed(), training.infer()) == before
-    assert hashlib.sha256(training.weights.read_bytes()).hexdigest() == training.digest
-
-
-def test_without_shipped_weights_the_first_training_makes_them(
-    training: Training, first: dict[str, object], start_server: Callable[..., object], tmp_path: Path
-) -> None:
-    """Over the same studies, whose labels are there already."""
-    training.server.stop()
-    bare = Training(start_server(training.server.studies, conf={"weights": str(tmp_path / "none.pt")}, shipped=None),
-                    training.weights, training.truth)  # fmt: skip
-    reply = bare.server.post(f"/infer/{MODEL}", params={"image": bare.unlabelled[0]})
-    assert reply.status_code == 409
-    assert "--conf weights" in reply.json()["detail"]
-    state = bare.train(max_epochs=1)
-    assert state["status"] == "DONE", "\n".join(state["details"])
-    [only] = bare.versions()
-    assert (only["name"], only["chosen"], only["started_from"]) == ("0001", True, "scratch")
-    assert only["reason"].startswith("the first weights")
-    assert bare.infer()["version"] == "0001"

@@ -22,6 +22,9 @@ def versions(tmp_path: Path) -> ModelVersions:
     return ModelVersions(tmp_path / "out" / "versions", shipped)
 
 
+BETTER = {"chosen": True, "reason": "better", "compared_with": {"name": "shipped", "score": 2.0}}
+
+
 def a_run(folder: Path, content: bytes = b"trained") -> Path:
     (folder / "training").mkdir(parents=True)
     (folder / "training" / "model.pt").write_bytes(content)
@@ -47,9 +50,7 @@ def test_without_any_weights_it_is_said_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_chosen_version_is_used_and_there_is_a_way_back(versions: ModelVersions, tmp_path: Path) -> None:
-    record = {"chosen": True, "reason": "better", "score": 1.0, "labels": 9,
-              "compared_with": {"name": "shipped", "score": 2.0}}  # fmt: skip
-    added = versions.add(a_run(tmp_path / "out" / "run"), record)
+    added = versions.add(a_run(tmp_path / "out" / "run"), {**BETTER, "score": 1.0, "labels": 9})
     assert added == versions.current()
     assert added.weights.read_bytes() == b"trained"
     assert not (tmp_path / "out" / "run").exists()
@@ -79,7 +80,7 @@ def test_an_unknown_version_is_not_found(versions: ModelVersions, tmp_path: Path
 
 def test_another_object_and_so_another_process_sees_the_same(versions: ModelVersions, tmp_path: Path) -> None:
     other = ModelVersions(versions.folder, versions.shipped)
-    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
+    versions.add(a_run(tmp_path / "out" / "run"), BETTER)
     assert other.current().name == "0001"
     other.choose("shipped")
     assert versions.current().name == "shipped"
@@ -101,15 +102,15 @@ def test_a_training_without_weights_is_no_version(versions: ModelVersions, tmp_p
 
 
 def test_chosen_weights_that_are_gone_are_said(versions: ModelVersions, tmp_path: Path) -> None:
-    added = versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
+    added = versions.add(a_run(tmp_path / "out" / "run"), BETTER)
     added.weights.unlink()
-    with pytest.raises(Conflict, match=r"weights of version 0001, .* are gone: choose another of shipped"):
+    with pytest.raises(Conflict, match=r"weights of version 0001, .* are gone: .* choose another of shipped"):
         versions.current()
     assert versions.choose("shipped") == versions.current()
 
 
 def test_a_damaged_record_is_said_without_a_path(versions: ModelVersions, tmp_path: Path) -> None:
-    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
+    versions.add(a_run(tmp_path / "out" / "run"), BETTER)
     (versions.folder / "current.json").write_text("[{")
     with pytest.raises(Conflict, match=r"versions/current.json .* cannot be read") as raised:
         versions.current()
@@ -126,7 +127,39 @@ def test_a_version_whose_record_is_damaged_can_be_used(versions: ModelVersions, 
 def test_the_number_of_a_version_that_was_used_and_removed_is_not_given_again(
     versions: ModelVersions, tmp_path: Path
 ) -> None:
-    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": True, "reason": "better"})
+    versions.add(a_run(tmp_path / "out" / "run"), BETTER)
     versions.choose("shipped")
     shutil.rmtree(versions.folder / "0001")
     assert versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False}).name == "0002"
+
+
+def test_what_was_chosen_while_a_training_ran_stays(versions: ModelVersions, tmp_path: Path) -> None:
+    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False, "reason": "worse"})
+    versions.choose("0001")
+    added = versions.add(a_run(tmp_path / "out" / "run"), BETTER)
+    assert versions.current().name == "0001"
+    recorded = versions.record(added.name)
+    assert recorded["chosen"] is False
+    assert recorded["reason"] == "not chosen: the version in use changed meanwhile; better"
+    assert versions.list()[2]["reason"] == recorded["reason"]
+    again = {**BETTER, "compared_with": {"name": "0001", "score": 2.0}}
+    assert versions.add(a_run(tmp_path / "out" / "run"), again) == versions.current()
+
+
+def test_first_weights_do_not_replace_those_that_came_meanwhile(tmp_path: Path) -> None:
+    versions = ModelVersions(tmp_path / "versions", tmp_path / "model.pt")
+    assert versions.in_use() is None
+    versions.shipped.write_bytes(b"shipped")
+    versions.add(a_run(tmp_path / "run"), {"chosen": True, "reason": "the first weights", "compared_with": None})
+    assert versions.current().name == "shipped"
+
+
+def test_weights_that_are_gone_are_not_none_at_all(versions: ModelVersions, tmp_path: Path) -> None:
+    versions.add(a_run(tmp_path / "out" / "run"), {"chosen": False})
+    versions.shipped.unlink()
+    with pytest.raises(Conflict, match=r"the weights that were shipped are gone: .* choose another of 0001"):
+        versions.in_use()
+    versions.choose("0001")
+    assert versions.in_use().name == "0001"
+    shutil.rmtree(versions.folder / "0001")
+    assert versions.in_use() is None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import Conflict
+from .errors import Conflict, few
 
 __all__ = ["Score", "decide", "read_score"]
 
@@ -37,10 +37,12 @@ class Score:
     def caveats(self) -> str:
         """What to know before much is made of it, "" if nothing."""
         said = []
+        if self.patients == 1:
+            said.append("a single patient is held out, so that the difference may be chance: label more")
         if self.undefined:
-            said.append(f"not scored for want of labels: {_few(self.undefined)}")
+            said.append(f"not scored for want of labels: {few(self.undefined, NAMED)}")
         if self.absent:
-            said.append(f"nobody held out has {_few(self.absent)}")
+            said.append(f"nobody held out has {few(self.absent, NAMED)}")
         return "; ".join(said)
 
 
@@ -87,8 +89,3 @@ def decide(new: Score, current: Score | None, name: str | None, note: str = "") 
 
 def _value(figure: Any) -> Any:
     return figure.get("value") if isinstance(figure, Mapping) else figure
-
-
-def _few(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

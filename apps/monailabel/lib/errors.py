@@ -5,11 +5,12 @@ expected and what was found, never a path outside the studies and never a stack 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
-__all__ = ["AppError", "Conflict", "NotFound", "TooLarge", "Unusable"]
+__all__ = ["AppError", "Conflict", "NotFound", "TooLarge", "Unusable", "few", "quoted"]
 
 
 class AppError(MONAILabelException):
@@ -46,3 +47,14 @@ class Unusable(AppError):
     """The image cannot be read as a CT series, or what was sent is not what was expected."""
 
     status = 422
+
+
+def few(values: Sequence[Any], most: int = 5, show: Callable[[Any], str] = str) -> str:
+    """The first values for a message, and how many more there are."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(show, values[:most])) + more
+
+
+def quoted(value: Any) -> str:
+    """What somebody sent, cut where it is long."""
+    return repr(value)[:60]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import Unusable
+from .errors import Unusable, few, quoted
 
 if TYPE_CHECKING:
     from scripts.labels import LabelTable
@@ -34,7 +34,7 @@ def check_label(content: Any, table: LabelTable) -> dict[str, Any]:
         raise Unusable(f"label: expected a JSON object, got {type(content).__name__}")
     unknown = [key for key in content if key not in ("groups", *TEXTS)]
     if unknown:
-        raise Unusable(f"label: expected groups, comment and reader, found {_named(unknown)}")
+        raise Unusable(f"label: expected groups, comment and reader, found {few(unknown, show=quoted)}")
     label: dict[str, Any] = {"groups": _check_groups(content.get("groups"), table)}
     for key in TEXTS:
         text = content.get(key)
@@ -51,18 +51,13 @@ def _check_groups(groups: Any, table: LabelTable) -> dict[str, str]:
         raise Unusable(f"label: groups: expected the class of at least one of {', '.join(table.group_names)}")
     unknown = [name for name in groups if name not in table.group_names]
     if unknown:
-        raise Unusable(f"label: groups: expected {', '.join(table.group_names)}, found {_named(unknown)}")
+        raise Unusable(f"label: groups: expected {', '.join(table.group_names)}, found {few(unknown, show=quoted)}")
     checked = {}
     for group in table.groups:
         if group.name not in groups:
             continue
         classes, found = [item.name for item in group.classes], groups[group.name]
         if found not in classes:
-            raise Unusable(f"label: {group.name}: expected {' or '.join(classes)}, found {_named([found])}")
+            raise Unusable(f"label: {group.name}: expected {' or '.join(classes)}, found {quoted(found)}")
         checked[group.name] = found
     return checked
-
-
-def _named(values: list[Any]) -> str:
-    """The first few of what somebody sent, cut where it is long."""
-    return ", ".join(repr(value)[:60] for value in values[:5])

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from workflow.datalist import read_folds
+from workflow.run import write_atomically
 
 from .bundle_run import RunFailed, is_complete
 from .bundle_task import FOLDS, TRAINING, BundleTrainTask
@@ -67,9 +67,7 @@ class PretrainTask(BundleTrainTask):
         left_out = len(pd.read_csv(failed)) if failed.is_file() else 0
         record = {"name": run.name, "created": now(), "images": len(entries) - left_out, "left_out": left_out,
                   "started_from": started_from}  # fmt: skip
-        new = run / f"{RECORD}.tmp"
-        new.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(new, run / RECORD)
+        write_atomically(run / RECORD, json.dumps(record, indent=2) + "\n")
         logger.info("pretraining %s is complete: the classifier's next training starts from it", run.name)
         return record
 
@@ -92,11 +90,8 @@ class PretrainTask(BundleTrainTask):
             return {"pretrained_path": None}, "scratch"
         if start == "auto" and self._settings().get("pretrained_path"):
             return {}, "the settings' pretrained_path"
-        try:
-            current = self.versions.current()
-        except Conflict:
-            if start == "version":
-                raise
+        current = self.versions.current() if start == "version" else self.versions.in_use()
+        if current is None:
             return {}, "scratch"
         return {"pretrained_path": str(current.weights)}, f"the backbone of version {current.name}"
 

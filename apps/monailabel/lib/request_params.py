@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import Body, Form
 
-from .errors import Unusable
+from .errors import Unusable, few, quoted
 
 __all__ = ["ORIGINAL", "JsonBody", "JsonField", "inference_params", "json_object", "task_params"]
 
@@ -46,7 +46,7 @@ def inference_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     unknown = sorted(set(params) - set(INFERENCE) - IGNORED)
     if unknown:
-        raise Unusable(f"params: unknown {_named(unknown)}; known are {', '.join(INFERENCE)}")
+        raise Unusable(f"params: unknown {few(unknown, show=quoted)}; known are {', '.join(INFERENCE)}")
     if params.get("label_tag") not in (None, ORIGINAL):
         raise Unusable(f"label_tag: predictions are kept as '{ORIGINAL}'; a final label is a reader's")
     found: dict[str, Any] = {name: _flag(name, params[name]) for name in ("evidence", "save_label") if name in params}
@@ -66,7 +66,7 @@ def task_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a request for a background task says beside its address. Raises Unusable if it contradicts that."""
     own = sorted(NAMES & set(params or {}))
     if own:
-        raise Unusable(f"params: {_named(own)} cannot be given here: the address says what the task is about")
+        raise Unusable(f"params: {few(own, show=quoted)} cannot be given here: the address says what the task is about")
     gpus = (params or {}).get("gpus") or "all"
     if not re.fullmatch(r"all|\d{1,2}(,\d{1,2})*", str(gpus)):
         raise Unusable("gpus: expected all, or numbers with commas")
@@ -77,7 +77,3 @@ def _flag(name: str, value: Any) -> bool:
     if str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     raise Unusable(f"{name}: expected true or false")
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(repr(name)[:60] for name in names[:5])

@@ -61,7 +61,7 @@ class ClassifierTrainTask(BundleTrainTask):
         entries = labelled_entries(store.datalist(), Path(store.images_root))
         entries, folds, fold = self._divide(entries, settings)
         training, held_out = parts_of(entries, folds, fold)
-        current = self._current()
+        current = self.versions.in_use()  # what was chosen can be read, and is there: known before hours of training
         origin, started_from = self._origin(start, current)
         logger.info("training on %d patients, %d held out; starts from %s", training, held_out, started_from)
         run = self._new_run()
@@ -90,14 +90,6 @@ class ClassifierTrainTask(BundleTrainTask):
         value = {name: settings.get(name, self._train[name]) for name in ("num_folds", "split_seed", "fold")}
         folds = deal_folds(self._folds, known, labels, value["num_folds"], value["split_seed"])
         return known, folds, value["fold"]
-
-    def _current(self) -> Version | None:
-        self.versions.list()  # what has been chosen can be read: known before hours of training
-        try:
-            return self.versions.current()
-        except Conflict as error:
-            logger.info("no version in use: %s", error)
-            return None
 
     def _origin(self, start: str, current: Version | None) -> tuple[dict[str, Any], str]:
         """Overrides that load the weights to start from, and what they are."""
@@ -156,7 +148,8 @@ class ClassifierTrainTask(BundleTrainTask):
         record = {**known, "score": scored.value if scored else None, "held_out": scored.patients if scored else None,
                   "compared_with": compared, "chosen": chosen, "reason": reason}  # fmt: skip
         added = self.versions.add(run, record)
-        logger.info("version %s: %s", added.name, reason)
+        record = self.versions.record(added.name)
+        logger.info("version %s: %s", added.name, record["reason"])
         if problem is not None:
             raise RunFailed(f"version {added.name} is trained and kept, but not used: {problem}") from problem
         return {"version": added.name, **record}

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from workflow.run import write_atomically
 
 from .errors import Conflict, NotFound
 
@@ -66,14 +67,22 @@ class ModelVersions:
         name = choices[-1]["name"] if choices else SHIPPED
         if self._weights(name).is_file():
             return Version(name, self._weights(name))
-        if name != SHIPPED:
-            raise Conflict(
-                f"the weights of version {name}, which was chosen, are gone: choose another of {self._known()}"
-            )
+        if choices or self._names():
+            which = f"of version {name}, which was chosen," if choices else "that were shipped"
+            raise Conflict(f"the weights {which} are gone: put them back, or choose another of {self._known()}")
         raise Conflict(
             "there are no weights yet: none are shipped, and no training was done. Give a weights file by"
             " --conf weights, or label images and train"
         )
+
+    def in_use(self) -> Version | None:
+        """As `current`, and None if there are no weights of any version.
+
+        Raises:
+            Conflict: if those that were chosen are gone and there are others, or the choice cannot be read.
+        """
+        self._choices()
+        return self.current() if self._names() else None
 
     def list(self) -> list[dict[str, Any]]:
         """What is known of each version, the shipped one first, then by age: ``name``, ``created``, ``score`` and
@@ -83,7 +92,7 @@ class ModelVersions:
         current = choices[-1]["name"] if choices else SHIPPED
         listed = []
         for name in self._names():
-            record = {} if name == SHIPPED else self._record(name)
+            record = {} if name == SHIPPED else self.record(name)
             reason = "shipped with the bundle" if name == SHIPPED else record.get("reason")
             last = [choice["reason"] for choice in choices if choice["name"] == name]
             keys = ("created", "score", "compared_with", "labels", "started_from")
@@ -100,18 +109,16 @@ class ModelVersions:
         with self._lock():
             if name not in self._names():
                 raise NotFound(f"no version {name!r}: expected one of {self._known()}")
-            choices = self._choices()
-            if not choices or choices[-1]["name"] != name:
-                choices.append({"name": name, "at": now(), "reason": reason})
-                _write(self.folder / CURRENT, choices)
+            self._choose(name, reason)
         return Version(name, self._weights(name))
 
     def add(self, run: Path, record: Mapping[str, Any]) -> Version:
-        """A finished run becomes a version, and the one in use where the record says ``chosen``.
+        """A finished run becomes a version, and the one in use where the record says ``chosen`` and the one that it was
+        ``compared_with`` (None: there was none) is still in use: what somebody chose meanwhile stays.
 
         Args:
             run: folder that holds `WEIGHTS`, on the same file system; it is renamed.
-            record: what `list` tells.
+            record: what `list` tells; see `record` for what became of it.
 
         Raises:
             Conflict: if the run left no weights.
@@ -122,17 +129,35 @@ class ModelVersions:
             # a number that was used once means those weights to whoever wrote it down, even if they are gone
             names = [path.name for path in self.folder.iterdir()] + [choice["name"] for choice in self._choices()]
             name = f"{max((int(name) for name in names if NAME.fullmatch(name)), default=0) + 1:04d}"
-            _write(run / RECORD, {"created": now(), **record})
+            made = {"created": now(), **record}
+            if made.get("chosen") and self._changed(made):
+                reason = f"not chosen: the version in use changed meanwhile; {made.get('reason')}"
+                made |= {"chosen": False, "reason": reason}
+            _write(run / RECORD, made)
             os.rename(run, self.folder / name)
-        if record.get("chosen"):
-            return self.choose(name, str(record.get("reason")))
+            if made.get("chosen"):
+                self._choose(name, str(made.get("reason")))
         return Version(name, self._weights(name))
 
-    def _record(self, name: str) -> dict[str, Any]:
+    def record(self, name: str) -> dict[str, Any]:
+        """What was recorded of a version when it was added."""
         try:
             return _read(self.folder / name / RECORD)
         except Conflict as error:  # the weights are there: it can be used
             return {"reason": str(error)}
+
+    def _changed(self, record: Mapping[str, Any]) -> bool:
+        """Whether another version is in use than that which a new one was compared with."""
+        compared = (record.get("compared_with") or {}).get("name")
+        choices = self._choices()
+        name = choices[-1]["name"] if choices else SHIPPED
+        return compared != (name if self._names() else None)
+
+    def _choose(self, name: str, reason: str) -> None:
+        """With the lock held."""
+        choices = self._choices()
+        if not choices or choices[-1]["name"] != name:
+            _write(self.folder / CURRENT, [*choices, {"name": name, "at": now(), "reason": reason}])
 
     def _lock(self) -> FileLock:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -168,10 +193,4 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    new = path.with_name(f".{path.name}.tmp")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -29,10 +29,22 @@ async function ask(path, { query, ...options } = {}) {
   return response;
 }
 
+// what a reader can do about a reply that no retry changes; the app's README says how
+const ADVICE = {
+  401: "This server asks who is there, and this page has no form to log in: open it through a proxy that logs in and"
+    + " adds the token, or have the server started without MONAI_LABEL_AUTH_ENABLE.",
+  403: "The server does not allow this: your account may lack the role, or a proxy between may change the page's"
+    + " address, which then has to be named in MONAI_LABEL_CORS_ORIGINS.",
+};
+
 async function reason(response) {
-  const text = await response.text();
+  const said = await words(response);
+  return ADVICE[response.status] ? `${ADVICE[response.status]} (${response.status}: ${said})` : said;
+}
+
+async function words(response) {
   try {
-    const { detail } = JSON.parse(text);
+    const { detail } = JSON.parse(await response.text());
     return typeof detail === "string" ? detail : JSON.stringify(detail);
   } catch {
     return `The server replied ${response.status} ${response.statusText}.`;
@@ -49,15 +61,27 @@ export const scoring = () => json("scoring/");
 export const versions = () => json(`versions/${MODEL}`);
 export const chooseVersion = (version) => json(`versions/${MODEL}`, { method: "PUT", query: { version } });
 
-export async function picture(image) {
-  return (await ask("review/evidence.png", { query: { image } })).blob();
+export async function picture(image, version, signal) {
+  return (await ask("review/evidence.png", { query: { image, version }, signal })).blob();
 }
 
-export async function predict(image) {
+/** A reply says which version made it. An aborted request is given up by the server too. */
+export async function predict(image, signal) {
   const body = new FormData();
   body.append("params", JSON.stringify({ evidence: true }));
-  const reply = await json(`infer/${MODEL}`, { method: "POST", query: { image, output: "json" }, body });
+  const reply = await json(`infer/${MODEL}`, { method: "POST", query: { image, output: "json" }, body, signal });
   return reply.params ?? reply;
+}
+
+/** The label as it is stored now, null if there is none or it is no JSON. */
+export async function label(image) {
+  try {
+    const found = await json("datastore/label", { query: { label: image, tag: "final" }, cache: "no-store" });
+    return found && typeof found === "object" ? found : null;
+  } catch (error) {
+    if (error.status === 404 || error instanceof SyntaxError) return null;
+    throw error;
+  }
 }
 
 export async function saveLabel(image, label) {
