@@ -51,6 +51,7 @@ from lib.versions import ModelVersions
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+PACS = ("http://", "https://")  # what the address of one begins with
 
 
 class InjuryApp(MONAILabelApp):
@@ -66,6 +67,9 @@ class InjuryApp(MONAILabelApp):
         with refusing(SetupError):
             self.setup = read_setup(Path(app_dir), conf)
             check_settings(self.setup)
+            if self.setup.patients is not None and studies.startswith(PACS):
+                raise SetupError("--conf patients: is for a folder of studies; a PACS says itself who the patients are")
+        self._inference_settings = self.setup.overrides(CLASSIFIER, "inference")
         self.table = label_table(self.setup)
         self.versions = ModelVersions(self.setup.output_root / CLASSIFIER / "versions", self.setup.weights)
         super().__init__(
@@ -80,14 +84,12 @@ class InjuryApp(MONAILabelApp):
 
     # the parts
     def init_datastore(self) -> SeriesStore:
-        named = {"labels": self.setup.labels, "patients": self.setup.patients}
-        named = {key: path for key, path in named.items() if path is not None}
         if self._is_pacs:
-            named.pop("patients", None)  # a PACS says who the patients are
-            return DicomwebStore(self.studies, self.table, **named)
+            return DicomwebStore(self.studies, self.table, labels=self.setup.labels)
         config = json.loads((self.setup.bundle(CLASSIFIER) / "configs" / "inference.json").read_text(encoding="utf-8"))
-        exclude = self.setup.overrides(CLASSIFIER, "inference").get("exclude", config["exclude"])
-        return LocalStore(Path(self.studies), self.table, exclude, self.setup.output_root, **named)
+        exclude = self._inference_settings.get("exclude", config["exclude"])
+        return LocalStore(Path(self.studies), self.table, exclude, self.setup.output_root,
+                          labels=self.setup.labels, patients=self.setup.patients)  # fmt: skip
 
     def init_infers(self) -> dict[str, InjuryInferTask]:
         return {CLASSIFIER: InjuryInferTask(self.setup, self.versions)} if CLASSIFIER in self.setup.models else {}
@@ -97,12 +99,13 @@ class InjuryApp(MONAILabelApp):
         return {name: tasks[name](self.setup, self.versions) for name in self.setup.models}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        return strategies()
+        return strategies(self.versions.current, self._inference_settings)
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         if CLASSIFIER not in self.setup.models:
             return {}
-        return {"entropy": EntropyScoring(self.versions.current, partial(predict, self.setup), entropy)}
+        predict_one = partial(predict, self.setup)
+        return {"entropy": EntropyScoring(self.versions.current, predict_one, entropy, self._inference_settings)}
 
     def init_batch_infer(self) -> InjuryBatchInfer:
         return InjuryBatchInfer()
@@ -119,7 +122,7 @@ class InjuryApp(MONAILabelApp):
 
     @property
     def _is_pacs(self) -> bool:
-        return self.studies.startswith(("http://", "https://"))
+        return self.studies.startswith(PACS)
 
     def _has_weights(self) -> bool:
         try:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from monailabel.config import settings
 
 from apps.monailabel.lib.bundles import KEYS
 from tests.apps.conftest import APP, PRETRAIN, ROOT, SETTINGS, TRAIN, Server
@@ -112,6 +113,15 @@ def test_the_settings_of_the_example_are_names_of_the_configs() -> None:
                 content = json.loads((ROOT / "bundles" / model / "configs" / file).read_text(encoding="utf-8"))
                 described |= content.get("_desc_", content.get("+_desc_", {}))
             assert set(names) <= set(described)
+
+
+def test_the_variables_that_are_named_are_read() -> None:
+    named = set(re.findall(r"MONAI_LABEL_\w+", README.read_text(encoding="utf-8")))
+    read = "".join(path.read_text(encoding="utf-8") for path in [APP / "main.py", *(APP / "lib").glob("*.py")])
+    # of MONAI Label's own code, which keeps its log-in here, and hands these on
+    stock = {"MONAI_LABEL_AUTH_ENABLE", "MONAI_LABEL_AUTO_UPDATE_SCORING"}
+    assert named - stock == {name for name in named - stock if f"settings.{name}" in read}
+    assert stock <= set(type(settings).model_fields)
 
 
 def test_every_link_leads_somewhere() -> None:

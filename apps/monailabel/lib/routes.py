@@ -141,7 +141,9 @@ def _add_starts(router: APIRouter, app: InjuryApp) -> None:
     @router.post("/scoring/{method}", dependencies=ANNOTATOR, tags=["Scoring"])
     def score(method: str, params: JsonBody = None, run_sync: bool = False) -> Any:
         _known(method, app.scoring_methods, "scoring method")
-        return _shown(scoring.run_method(method, task_params(params), run_sync), run_sync)
+        request = task_params(params)
+        app.scoring_methods[method].check(request)
+        return _shown(scoring.run_method(method, request, run_sync), run_sync)
 
     @router.post("/train/{model}", dependencies=ADMIN, tags=["Train"])
     def start_training(model: str, params: JsonBody = None, run_sync: bool = False, enqueue: bool = False) -> Any:
