@@ -88,8 +88,9 @@ class InjuryApp(MONAILabelApp):
             return DicomwebStore(self.studies, self.table, labels=self.setup.labels)
         config = json.loads((self.setup.bundle(CLASSIFIER) / "configs" / "inference.json").read_text(encoding="utf-8"))
         exclude = self._inference_settings.get("exclude", config["exclude"])
-        return LocalStore(Path(self.studies), self.table, exclude, self.setup.output_root,
-                          labels=self.setup.labels, patients=self.setup.patients)  # fmt: skip
+        with refusing(SetupError):  # the file of the patients names images that are not there
+            return LocalStore(Path(self.studies), self.table, exclude, self.setup.output_root,
+                              labels=self.setup.labels, patients=self.setup.patients)  # fmt: skip
 
     def init_infers(self) -> dict[str, InjuryInferTask]:
         return {CLASSIFIER: InjuryInferTask(self.setup, self.versions)} if CLASSIFIER in self.setup.models else {}
@@ -165,11 +166,12 @@ class InjuryApp(MONAILabelApp):
         for look in range(2):
             if look:  # it may have come since the last one
                 self._datastore.refresh()
-            items = self._datastore.items()
+            items = self._datastore.items(patients=False)
             for item in items:
                 if item["id"] == image or str(item["image"]) == path:
                     return item["id"]
-        raise NotFound(f"no image {image[:200]!r} among the {len(items)} of the studies")
+        self._datastore.get_image_info(image)  # NotFound; or a PACS that may have it does not answer
+        return image
 
     def folders(self) -> list[Path]:
         """The folders of this server, which no client needs to know."""

@@ -205,6 +205,10 @@ def test_notes_of_the_server_are_its_own(server: Server) -> None:
     refused(server.put("/datastore/image/info", **put), 422, "entropy")
 
 
+def test_a_scoring_that_could_not_begin_is_refused_at_once(server: Server) -> None:
+    refused(server.post("/scoring/entropy", json={"max_images": 0}), 422, "max_images: expected a whole number")
+
+
 def test_an_upload_above_the_limit_is_413(server: Server, home: Path) -> None:
     large = b"\0" * (LIMIT + 1)
     refused(server.post(INFER, files={"file": large}), 413, "2 MB")

@@ -30,6 +30,7 @@ from transforms.series import LoadSeries
 from apps.monailabel.lib.errors import AppError, Unusable
 from apps.monailabel.lib.local_store import LocalStore
 from apps.monailabel.lib.review import FILES, PAGE, build_router
+from apps.monailabel.lib.strategies import score_of
 from apps.monailabel.lib.volumes import FileCache
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 
@@ -104,13 +105,16 @@ def test_studies_are_listed_by_what_is_to_be_reviewed_next(start):
     for name in ("a.nii.gz", "b.nii.gz", "c.nii.gz"):
         (page.store.root / name).write_bytes(b"a volume")
     page.store.refresh()
-    for image, notes in {VOLUME: {"entropy": 0.9}, SERIES: {"entropy": 0.2}, "c.nii.gz": {"entropy": 0.99},
-                         BROKEN: {"failed": "no series", "entropy": 1.0}}.items():  # fmt: skip
+    by = {"entropy_by": score_of(page.versions.current(), page.setup.overrides("rsna_cnn_lstm", "inference"))}
+    for image, notes in {VOLUME: {"entropy": 0.9, **by}, SERIES: {"entropy": 0.2, **by},
+                         "a.nii.gz": {"entropy": 0.95, "entropy_by": "a version before"},
+                         "c.nii.gz": {"entropy": 0.99, **by}, BROKEN: {"failed": "no series"}}.items():  # fmt: skip
         page.store.update_image_info(image, notes)
     save(page, "c.nii.gz", LABEL)
     listed = page.get("studies").json()
     assert [study["id"] for study in listed] == [VOLUME, SERIES, "a.nii.gz", "b.nii.gz", "c.nii.gz", BROKEN]
-    first, labelled, broken = listed[0], listed[4], listed[5]
+    first, unscored, labelled, broken = listed[0], listed[2], listed[4], listed[5]
+    assert unscored["entropy"] is None
     assert (first["entropy"], first["label"], first["failed"], first["patient_id"]) == (0.9, None, None, VOLUME)
     assert labelled["label"] == LABEL
     assert broken["failed"] == "no series"

@@ -114,7 +114,7 @@ class BundleTrainTask(TrainTask):
         return {**self.defaults, **cache, **self._settings(), **parameters, **place}
 
     def _bundle(self, configs: tuple[str, ...], overrides: Mapping[str, Any], run: Path, name: str, store: Any) -> Path:
-        hide = [Path(store.images_root), self.setup.output_root, self.versions.shipped.parent]
+        hide = [store.images_root, store.root, self.setup.output_root, self.versions.shipped.parent]
         return run_bundle(self.bundle, configs, overrides, run, name, hide)
 
     def _remove_checkpoints(self) -> None:

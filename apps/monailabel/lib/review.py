@@ -20,8 +20,8 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 
 from .abandoned import while_asked
-from .errors import NotFound, Unusable
-from .strategies import noted_entropy
+from .errors import Conflict, NotFound, Unusable
+from .strategies import noted_entropy, score_of
 from .volumes import FileCache, VolumeReader
 
 if TYPE_CHECKING:
@@ -85,9 +85,15 @@ def build_router(
     volumes = FileCache(folder / "volumes", VOLUMES)
     pictures = FileCache(folder / "evidence", PICTURES)
 
+    def score_by() -> str | None:
+        try:
+            return score_of(versions.current(), setup.overrides(MODEL, "inference"))
+        except Conflict:  # no weights
+            return None
+
     @router.get("/studies", dependencies=user, summary="Studies, the most uncertain first")
     def studies() -> JSONResponse:
-        return JSONResponse(list_studies(store), headers=PRIVATE)
+        return JSONResponse(list_studies(store, score_by()), headers=PRIVATE)
 
     @router.get("/labels", dependencies=user, summary="Groups and classes of labels, the healthy first")
     def labels() -> JSONResponse:
@@ -143,13 +149,13 @@ def _add_page(router: APIRouter) -> None:
         return page("index.html")
 
 
-def list_studies(store: SeriesStore) -> list[dict[str, Any]]:
+def list_studies(store: SeriesStore, score_by: str | None = None) -> list[dict[str, Any]]:
     """What the page lists of each image: first those to review, the most uncertain first and those without a score
     after them; then those with a label; last those that cannot be read. Equals are in the order of their ids."""
-    return sorted((_study(store, image) for image in store.list_images()), key=_order)
+    return sorted((_study(store, image, score_by) for image in store.list_images()), key=_order)
 
 
-def _study(store: SeriesStore, image: str) -> dict[str, Any]:
+def _study(store: SeriesStore, image: str, score_by: str | None) -> dict[str, Any]:
     """Anybody may note anything of an image through the interface, and put a file among the labels."""
     info = store.get_image_info(image)
     try:
@@ -161,7 +167,7 @@ def _study(store: SeriesStore, image: str) -> dict[str, Any]:
         "patient_id": info["patient_id"],
         "label": label,
         "label_error": wrong,
-        "entropy": noted_entropy(info),
+        "entropy": noted_entropy(info, score_by),
         "failed": str(info["failed"]) if info.get("failed") else None,
     }
 

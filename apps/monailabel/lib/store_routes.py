@@ -25,7 +25,7 @@ __all__ = ["add_store_routes"]
 
 FINAL = "final"
 # notes that the server makes and its strategies read
-NOTES = {"entropy", "entropy_version", "probabilities", "failed", "strategy"}
+NOTES = {"entropy", "entropy_by", "entropy_version", "probabilities", "failed", "strategy"}
 
 
 def add_store_routes(
