@@ -16,10 +16,10 @@ PACKED := transforms networks workflow $(wildcard bundles/*/scripts) $(wildcard 
 ZOO := tools/zoo_style.cfg
 export PYTHONUNBUFFERED := 1
 # one thread a process: tests start several processes, and two cores are soon oversubscribed
-test test-all: export OMP_NUM_THREADS ?= 1
+test test-all test-label: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-pins test-all pack lint format clean
+.PHONY: demo test test-pins test-all test-label label-env pack lint format clean
 
 $(VENV)/run.stamp: requirements.txt $(if $(PINNED),tools/pins.py $(METADATA))
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,30 @@ $(VENV)/run.stamp: requirements.txt $(if $(PINNED),tools/pins.py $(METADATA))
 $(VENV)/dev.stamp: requirements-dev.txt $(VENV)/run.stamp
 	$(PIP) -r requirements-dev.txt $(CONSTRAINED)
 	@touch $@
+
+# MONAI Label's own environment: apps/monailabel/requirements.txt says why each version is what it is
+LABEL_VENV ?= .venv-label
+LABEL_PY := $(LABEL_VENV)/bin/python
+LABEL_PIP := $(LABEL_PY) -m pip install --quiet --disable-pip-version-check
+APP := apps/monailabel
+
+$(LABEL_VENV)/run.stamp: requirements.txt $(wildcard $(APP)/*.txt) tools/pins.py $(METADATA) $(wildcard $(APP)/stand_ins/*/*.py)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v != (3, 11) and f"needs Python 3.11, found {v}: PYTHON=python3.11")'
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_PY) tools/pins.py | cat - $(APP)/constraints.txt > $(LABEL_VENV)/constraints.txt
+	grep -v '^monailabel==' $(APP)/requirements.txt > $(LABEL_VENV)/requirements.txt
+	$(LABEL_PIP) -r requirements.txt -r $(LABEL_VENV)/requirements.txt -c $(LABEL_VENV)/constraints.txt
+	$(LABEL_PIP) --no-deps $$(grep '^monailabel==' $(APP)/requirements.txt)
+	cp -R $(APP)/stand_ins/. "$$($(LABEL_PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(LABEL_PY) -c 'import monailabel.app'
+	@touch $@
+
+$(LABEL_VENV)/dev.stamp: $(APP)/requirements-dev.txt $(LABEL_VENV)/run.stamp
+	$(LABEL_PIP) -r $(APP)/requirements-dev.txt
+	@touch $@
+
+## the environment for `$(LABEL_VENV)/bin/python -m monailabel.main start_server --app apps/monailabel ...`
+label-env: $(LABEL_VENV)/run.stamp
 
 ## the whole path on synthetic CT, about five minutes on two cores after the installation
 demo: $(VENV)/run.stamp
@@ -48,6 +72,11 @@ test-pins:
 test-all: lint
 	$(PY) -m coverage erase
 	$(PY) -m pytest $(PARALLEL) --durations=30 --cov --cov-report=term:skip-covered
+	$(MAKE) test-label
+
+## the tests of the MONAI Label app, in its own environment: real servers, a PACS, a browser
+test-label: $(LABEL_VENV)/dev.stamp
+	$(LABEL_PY) -m pytest $(PARALLEL) tests/apps --durations=10
 
 ## both bundles as folders and zips that stand alone, in dist/; VOCO_WEIGHTS=FILE and RSNA_WEIGHTS=FILE go into them
 pack: $(VENV)/run.stamp
@@ -67,4 +96,4 @@ format: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf out .venv .venv-pins .coverage* .pytest_cache .ruff_cache
+	rm -rf out .venv .venv-pins .venv-label .coverage* .pytest_cache .ruff_cache

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# MONAI Label has an environment of its own, where these run: make test-label
+collect_ignore = [] if importlib.util.find_spec("monailabel") else ["apps"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
