@@ -105,7 +105,7 @@ def refused(reply: requests.Response, status: int, *words: str) -> None:
         ("PUT", "/versions/rsna_cnn_lstm?version=../../x", ("../../x",)),
         ("GET", "/model/unknown", ("'unknown'",)),
         ("GET", "/model/info/unknown", ("'unknown'",)),
-        ("POST", INFER + "?image=unknown", ("'unknown'", "of the studies")),
+        ("POST", INFER + "?image=unknown", ("'unknown'", "of these studies")),
         ("GET", "/datastore/image?image=unknown", ("'unknown'",)),
         ("GET", "/datastore/image/info?image=unknown", ("'unknown'",)),
         ("GET", f"/datastore/label?label={NIFTI}&tag=final", ("no label final",)),
@@ -458,16 +458,17 @@ def test_scoring_starts_by_itself_over_a_folder_alone(
 
 
 @pytest.mark.parametrize(
-    ("conf", "words"),
+    ("studies", "conf", "words"),
     [
-        (("modles", "x"), "--conf modles: unknown; known are models, bundles"),
-        (("weights", "/nowhere.pt"), "--conf weights: expected a file, found none at /nowhere.pt"),
-        (("bundles", "/nowhere"), "--conf bundles: expected"),
+        (".", ("modles", "x"), "--conf modles: unknown; known are models, bundles"),
+        (".", ("weights", "/nowhere.pt"), "--conf weights: expected a file, found none at /nowhere.pt"),
+        (".", ("bundles", "/nowhere"), "--conf bundles: expected"),
+        ("http://127.0.0.1:9/dicom-web", ("patients", __file__), "--conf patients: is for a folder of studies"),
     ],
 )
-def test_a_wrong_conf_stops_the_start(tmp_path: Path, conf: tuple[str, str], words: str) -> None:
+def test_a_wrong_conf_stops_the_start(tmp_path: Path, studies: str, conf: tuple[str, str], words: str) -> None:
     app = copy_app(tmp_path / "app")
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(tmp_path)]
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
     command += ["--host", "127.0.0.1", "--port", str(free_port()), "--conf", "bundles", str(ROOT / "bundles")]
     done = subprocess.run([*command, "--conf", *conf], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode != 0
