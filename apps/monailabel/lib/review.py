@@ -20,8 +20,8 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC
 
 from .abandoned import while_asked
-from .errors import Conflict, NotFound, Unusable
-from .strategies import noted_entropy, score_of
+from .errors import NotFound, Unusable
+from .strategies import noted_entropy, score_in_use
 from .volumes import FileCache, VolumeReader
 
 if TYPE_CHECKING:
@@ -85,15 +85,10 @@ def build_router(
     volumes = FileCache(folder / "volumes", VOLUMES)
     pictures = FileCache(folder / "evidence", PICTURES)
 
-    def score_by() -> str | None:
-        try:
-            return score_of(versions.current(), setup.overrides(MODEL, "inference"))
-        except Conflict:  # no weights
-            return None
-
     @router.get("/studies", dependencies=user, summary="Studies, the most uncertain first")
     def studies() -> JSONResponse:
-        return JSONResponse(list_studies(store, score_by()), headers=PRIVATE)
+        score_by = score_in_use(versions.current, setup.overrides(MODEL, "inference"))
+        return JSONResponse(list_studies(store, score_by), headers=PRIVATE)
 
     @router.get("/labels", dependencies=user, summary="Groups and classes of labels, the healthy first")
     def labels() -> JSONResponse:

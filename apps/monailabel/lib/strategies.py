@@ -20,7 +20,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from .errors import Conflict
 
-__all__ = ["SCORE", "First", "Random", "Uncertain", "noted_entropy", "score_of", "strategies"]
+__all__ = ["SCORE", "First", "Random", "Uncertain", "noted_entropy", "score_in_use", "score_of", "strategies"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,14 @@ def score_of(version: Any, settings: Mapping[str, Any]) -> str:
         file = []
     known = json.dumps([file, dict(settings)], sort_keys=True, default=str)
     return f"{version.name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}"
+
+
+def score_in_use(current: Callable[[], Any], settings: Mapping[str, Any]) -> str | None:
+    """`score_of` the version in use; None without weights: whatever scored the images is gone."""
+    try:
+        return score_of(current(), settings)
+    except Conflict:
+        return None
 
 
 def noted_entropy(notes: Mapping[str, Any], score_by: str | None = None) -> float | None:
@@ -119,19 +127,13 @@ class Uncertain(OfUnlabelled):
         self._settings = dict(settings or {})
 
     def choose(self, notes: Mapping[str, Mapping[str, Any]], strategy: str) -> str:
-        score_by = self._score_by()
+        score_by = None if self._current is None else score_in_use(self._current, self._settings)
 
         def rank(image: str) -> tuple[bool, float]:
             entropy = noted_entropy(notes[image])
             return noted_entropy(notes[image], score_by) is not None, -1.0 if entropy is None else entropy
 
         return max(notes, key=rank)  # the first of equals, so the answer is the same each time
-
-    def _score_by(self) -> str | None:
-        try:
-            return None if self._current is None else score_of(self._current(), self._settings)
-        except Conflict:  # no weights: whatever scored the images is gone
-            return None
 
 
 def _proposed(notes: Mapping[str, Any], strategy: str) -> float:
