@@ -22,7 +22,10 @@ from workflow.tensorboard import HyperParameters, LazyWriter, LearningRates
 
 
 def events(folder: Path) -> list[EventAccumulator]:
-    return [EventAccumulator(str(file)).Reload() for file in sorted(folder.iterdir())]
+    """The files in the order in which they were begun: a name ends with its second, host, process and a running number,
+    and as text 10 comes before 9."""
+    files = sorted(folder.iterdir(), key=lambda file: int(file.name.rpartition(".")[2]))
+    return [EventAccumulator(str(file)).Reload() for file in files]
 
 
 def test_nothing_is_written_before_the_first_value(tmp_path):
