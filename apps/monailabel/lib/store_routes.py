@@ -17,6 +17,7 @@ from starlette.responses import FileResponse
 
 from .errors import NotFound, Unusable
 from .request_params import JsonField, json_object
+from .strategies import SCORE
 
 if TYPE_CHECKING:
     from main import InjuryApp
@@ -25,7 +26,7 @@ __all__ = ["add_store_routes"]
 
 FINAL = "final"
 # notes that the server makes and its strategies read
-NOTES = {"entropy", "entropy_by", "entropy_version", "probabilities", "failed", "strategy"}
+NOTES = {*SCORE, "failed", "strategy"}
 
 
 def add_store_routes(
