@@ -31,6 +31,7 @@ import workflow.run
 from monai.bundle import run
 
 KINDS = ("startup", "training", "training", "half written", "before its name", "before the old is removed")
+STEPS = 2  # of a run at most before it is killed: a fast machine would come to the end before the last kill otherwise
 
 
 def die() -> None:
@@ -120,7 +121,7 @@ def interrupt(arguments: dict[str, Any], folder: Path, kind: str, span: float, d
             return {"kind": kind, "status": status}
         moment = draw.uniform(0, span if kind == "startup" else span / 10)
         deadline = time.monotonic() + moment
-        status = ended(pid, lambda: time.monotonic() > deadline)
+        status = ended(pid, lambda: time.monotonic() > deadline or newest(folder) >= max(before, 0) + STEPS)
         if status is None:
             os.kill(pid, signal.SIGKILL)
             status = ended(pid)
