@@ -36,13 +36,14 @@ UNWEIGHTED = shutil.ignore_patterns("models", "__pycache__")
 
 @dataclass
 class Server:
-    """A server that answers at `url`; `app` is its copy of the app, `studies` its studies."""
+    """A server that answers at `url`; `app` is its copy of the app, `studies` its studies, `temporary` its TMPDIR."""
 
     url: str
     app: Path
     studies: str
     process: subprocess.Popen[bytes]
     log: Path
+    temporary: Path
 
     def request(self, method: str, path: str, **kwargs: object) -> requests.Response:
         return requests.request(method, self.url + path, timeout=kwargs.pop("timeout", 120), **kwargs)
@@ -131,20 +132,22 @@ def start_server(
         else:
             pairs["weights"] = str(shipped)
         pairs |= conf or {}
-        port, log = free_port(), folder / "log.txt"
+        port, log, temporary = free_port(), folder / "log.txt", folder / "tmp"
+        temporary.mkdir()  # of its own: what other servers of these tests leave for a moment is not this one's
         command = [*prefix, sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
         command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
         for name, value in pairs.items():
             command += ["--conf", name, value]
         variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         variables |= {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
-                      "MONAI_LABEL_DATASTORE_CACHE_PATH": str(folder / "cache"), "OMP_NUM_THREADS": "1"}  # fmt: skip
+                      "MONAI_LABEL_DATASTORE_CACHE_PATH": str(folder / "cache"), "OMP_NUM_THREADS": "1",
+                      "TMPDIR": str(temporary)}  # fmt: skip
         variables |= environment or {}
         with log.open("wb") as out:
             process = subprocess.Popen(
                 command, cwd=folder, env=variables, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
-        server = Server(f"http://127.0.0.1:{port}", app, str(studies), process, log)
+        server = Server(f"http://127.0.0.1:{port}", app, str(studies), process, log, temporary)
         servers.append(server)
         end = time.time() + 120
         while time.time() < end and process.poll() is None:

@@ -9,7 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -168,11 +167,11 @@ def test_ten_clients_at_once_get_right_answers_and_memory_stays_bounded(server: 
 
 
 def test_no_file_is_left_of_an_answer(server: Server) -> None:
-    before = set(Path(tempfile.gettempdir()).iterdir())
+    before = set(server.temporary.iterdir())  # MONAI Label's own logging configuration, from its start
     for params in ({}, {"save_label": True}):
         assert server.post(INFER, params={"image": NIFTI}, data={"params": json.dumps(params)}).ok
-    left = {path.name for path in set(Path(tempfile.gettempdir()).iterdir()) - before}
-    assert not [name for name in left if name.endswith(".json") or name.startswith(("label-", "inference-"))]
+    left = {path.name for path in set(server.temporary.iterdir()) - before}
+    assert not [name for name in left if name.endswith(".json") or name.startswith(("label-", "inference-"))], left
 
 
 def test_nobody_waits_for_answers_that_nobody_reads(server: Server) -> None:
