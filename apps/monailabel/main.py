@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -221,7 +222,10 @@ class InjuryApp(MONAILabelApp):
         except AppError as error:
             if self._server_mode:
                 raise
-            raise SystemExit(f"error: {error.msg}") from error
+            sys.stderr.write(f"error: {error.msg}\n")
+            sys.stderr.flush()
+            time.sleep(0.5)  # MONAI Label drops the lines that it has not read when the process ends
+            raise SystemExit(1) from error
 
     def _local_request(self, url: str, params: Mapping[str, Any] | None, action: str) -> Any:
         """From the process of a task to the server; a training is not lost when it cannot be reached."""

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import requests
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "apps" / "monailabel"
@@ -75,12 +76,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait(10)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def copy_app(folder: Path) -> Path:
@@ -154,7 +149,7 @@ def start_server(
             try:
                 if server.get("/info/", timeout=5).ok:
                     return server
-            except requests.ConnectionError:
+            except requests.RequestException:
                 time.sleep(0.3)
         server.stop()
         pytest.fail(f"no answer from the server:\n{log.read_text()[-5000:]}")

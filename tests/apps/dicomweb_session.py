@@ -68,7 +68,7 @@ class Orthanc:
             try:
                 requests.get(f"{self.url}/system", timeout=5)
                 return
-            except requests.ConnectionError:
+            except requests.RequestException:
                 time.sleep(0.1)
         pytest.fail((self.folder / "log.txt").read_text()[-3000:])
 

@@ -35,9 +35,10 @@ class Clients:
 
     def __init__(self) -> None:
         self.worker, self.threads = ThreadPoolExecutor(1), CapacityLimiter(2)
-        self.free, self.done = threading.Event(), []
+        self.begun, self.free, self.done = threading.Event(), threading.Event(), []
 
     def work(self, name: str) -> str:
+        self.begun.set()
         self.free.wait(30)
         self.done.append(name)
         return name
@@ -55,12 +56,12 @@ def test_what_waits_for_a_client_that_has_gone_is_not_done() -> None:
     async def scene() -> list[object]:
         hang_up, never = asyncio.Event(), asyncio.Event()
         asked = [clients.ask("runs", hang_up)]
-        await asyncio.sleep(0.2)
+        await asyncio.to_thread(clients.begun.wait, 30)
         asked += [clients.ask(f"waits {number}", hang_up) for number in range(5)]  # in the queue, or for a thread
         await asyncio.sleep(0.2)
         asked.append(clients.ask("stays", never))
         hang_up.set()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)
         clients.free.set()
         return await asyncio.gather(*asked, return_exceptions=True)
 

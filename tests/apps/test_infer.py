@@ -175,9 +175,12 @@ def test_no_file_is_left_of_an_answer(server: Server) -> None:
 
 
 def test_nobody_waits_for_answers_that_nobody_reads(server: Server) -> None:
-    start = time.monotonic()
-    assert server.post(INFER, params={"image": NIFTI}).ok
-    alone = time.monotonic() - start
+    def seconds() -> float:
+        start = time.monotonic()
+        assert server.post(INFER, params={"image": NIFTI}).ok
+        return time.monotonic() - start
+
+    alone = max(seconds() for _ in range(3))
 
     def give_up(number: int) -> None:
         with pytest.raises(requests.Timeout):
@@ -185,9 +188,7 @@ def test_nobody_waits_for_answers_that_nobody_reads(server: Server) -> None:
 
     with ThreadPoolExecutor(30) as clients:
         list(clients.map(give_up, range(30)))
-    start = time.monotonic()
-    assert server.post(INFER, params={"image": NIFTI}).ok
-    assert time.monotonic() - start < 10 * alone, f"one alone took {alone:.2f} s"
+    assert seconds() < 10 * alone + 1, f"one alone took {alone:.2f} s"
 
 
 def test_info_is_answered_while_inference_is_busy(server: Server) -> None:

@@ -24,8 +24,9 @@ from pydicom.uid import generate_uid
 
 from apps.monailabel.lib.errors import TooLarge
 from apps.monailabel.lib.uploads import unpack_upload
+from tests.ports import free_port
 
-from .conftest import ROOT, Server, copy_app, free_port
+from .conftest import ROOT, Server, copy_app
 
 DATA = ROOT / "tests" / "data"
 NIFTI, DICOM, BROKEN = "lidc_idri_0001.nii.gz", "series", "cut_off.nii.gz"

@@ -8,12 +8,20 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.apps.conftest import ROOT, Server
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Of its command line; none of a process that has ended since it was listed."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 @pytest.mark.slow
@@ -28,7 +36,7 @@ def test_a_training_ends_with_the_server(
     assert server.post("/train/voco2d_pretrain?enqueue=true", json={"max_epochs": 100_000}).ok
     me = psutil.Process(server.process.pid)
     end = time.time() + 120
-    while not any("monai.bundle" in child.cmdline() for child in me.children(recursive=True)):
+    while not any("monai.bundle" in words(child) for child in me.children(recursive=True)):
         assert time.time() < end, server.log.read_text()[-3000:]
         time.sleep(0.5)
     children = me.children(recursive=True)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -346,15 +347,20 @@ def test_those_who_wait_for_a_search_that_fails_do_not_repeat_it(
 ) -> None:
     store = open_store(studies)
     tried: list[float] = []
+    together = threading.Barrier(8)
 
     def fail() -> None:
         tried.append(time.monotonic())
-        time.sleep(0.5)
+        time.sleep(1)
         raise Conflict("it hangs")
+
+    def ask() -> list[str]:
+        together.wait(30)
+        return store.list_images()
 
     monkeypatch.setattr(store, "_find", fail)
     with ThreadPoolExecutor(8) as threads:
-        found = [threads.submit(store.list_images) for _ in range(8)]
+        found = [threads.submit(ask) for _ in range(8)]
         assert {str(each.exception()) for each in found} == {"it hangs"}
     assert len(tried) == 1
     monkeypatch.undo()

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from workflow.review import review
 from workflow.vocabulary import ATTRIBUTES, NAMES, TARGETS
 
 from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
+from tests.ports import free_port
 
 BUNDLES = ("voco2d_pretrain", "rsna_cnn_lstm")
 SHARED = ("transforms", "networks", "workflow")
@@ -362,12 +362,6 @@ def test_logging_goes_to_standard_output_alone(root: Path, bundle: str) -> None:
 # --- what MONAI finds when it opens the bundle ---
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def inspected(root: Path, data_dir: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Findings of inspect_bundle.py for each bundle, both at once."""
@@ -382,7 +376,7 @@ def inspected(root: Path, data_dir: Path, phantoms: Path, tmp_path_factory: pyte
         top = tmp_path_factory.mktemp(bundle)
         outs[bundle] = top / "found.json"
         arguments = {"out": str(outs[bundle]), "data": str(phantoms), "samples": list(map(str, samples)),
-                     "root": str(top / "runs"), "port": free_port()}  # fmt: skip
+                     "root": str(top / "runs"), "port": str(free_port())}  # fmt: skip
         running[bundle] = subprocess.Popen(
             [sys.executable, "-c", program, json.dumps(arguments)],
             cwd=root / "bundles" / bundle,

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from tests.ports import free_port
 
 # not forked from the test: the threads of autograd, which a test before may have started, do not survive that
 METHOD = "forkserver"
@@ -23,12 +24,6 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """The variables that torchrun sets."""
     values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return {name: str(value) for name, value in values.items()}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _process(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +26,7 @@ from workflow.distributed import ProcessGroup, parallel
 from workflow.sampler import EpochSampler
 
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
+from tests.ports import free_port
 from tests.workflow.ranks import METHOD
 
 RANKS = 2
@@ -83,10 +83,7 @@ def process(rank: int, folder: str, port: int) -> None:
 
 
 def test_two_processes_share_the_data_and_step_alike(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(process, args=(str(tmp_path), port), nprocs=RANKS, start_method=METHOD)
+    mp.start_processes(process, args=(str(tmp_path), free_port()), nprocs=RANKS, start_method=METHOD)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
     assert [f["rank"] for f in found] == [0, 1]
     assert all(f["wrapped"] for f in found)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from workflow.checkpoint_files import newest_checkpoint
+
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +145,7 @@ def test_an_error_of_one_rank_ends_all_and_comes_first(torchrun, tmp_path):
 
 def test_a_rank_that_hangs_ends_the_job_after_timeout_minutes(torchrun, tmp_path):
     fault = {"kind": "hanging", "rank": 1, "epoch": 1}
-    output = ended(torchrun("--run_name", "r", "--max_epochs", 2, "--timeout_minutes", 0.1, fault=fault))
+    output = ended(torchrun("--run_name", "r", "--max_epochs", 2, "--timeout_minutes", 0.3, fault=fault))
     line = "rank 0 of 2 cannot go on: it waited for the others for timeout_minutes: "
     assert f"PeerEnded: {line}" in output
     result, kind, message = failure(tmp_path / "r")
@@ -167,14 +168,11 @@ def test_the_slurm_script_trains_on_two_nodes_by_torchruns_rendezvous(root, phan
     for name, text in CLUSTER.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     own = Path(sys.executable).parent
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
         "PATH": f"{tmp_path}{os.pathsep}{own}{os.pathsep}{os.environ['PATH']}", "LOGS": str(tmp_path),
         "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1",
-        "DATASET_DIR": str(phantoms), "OUTPUT_ROOT": str(tmp_path), "RUN_NAME": "r", "PORT": str(port),
+        "DATASET_DIR": str(phantoms), "OUTPUT_ROOT": str(tmp_path), "RUN_NAME": "r", "PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     for again in (False, True):

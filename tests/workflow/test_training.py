@@ -284,6 +284,7 @@ def test_a_bad_loss_in_one_process_stops_all(tmp_path):
         process.start()
     for process in processes:
         process.join(timeout=240)
+    assert [process.exitcode for process in processes] == [0, 0]
     found = dict(results.get() for _ in processes)
     assert found[0].startswith("the loss is nan")
     assert found[0] == found[1]
