@@ -24,6 +24,7 @@ from .report import as_text
 from .rows import ORIGINAL, OURS, PARTS, WITH_GRADIENT, Measured, rows
 
 REPEATS = 5
+CALLS = 20  # timed together, of what takes milliseconds or less
 CLASSIFIER_PARTS = ("classifier", "series", "index")
 SMALL = {"backbone_name": "test_efficientnet", "num_slices": 4}
 SMALL_PRETRAINING = SMALL | {"volume_size": [48, 48, 16], "crop_size": [16, 16], "hidden_size": 16, "num_workers": 1}
@@ -55,7 +56,7 @@ def measure(parts: list[str], repeats: int, smoke: bool) -> dict[str, Any]:
             logger.info("%s: %s", bundle, ", ".join([*named, *variants]))
             module, small = BUNDLES[bundle]
             task = {"parts": named, "variants": variants, "inputs": inputs, "work": folder, "repeats": repeats,
-                    "overrides": small if smoke else {}}  # fmt: skip
+                    "calls": 2 if smoke else CALLS, "overrides": small if smoke else {}}  # fmt: skip
             found = in_bundle(bundle, f"benchmarks.speed.{module}:measure", task, **MALLOC)
             measured |= found["measured"]
             if "memory" in named:

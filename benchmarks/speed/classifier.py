@@ -79,7 +79,7 @@ def index(task: dict[str, Any]) -> Measured:
     """Listing a tree of series, and preparing one series into an empty cache, without a network."""
     inputs = task["inputs"]
     number = len(find_series(inputs["tree"]))
-    listed = timed({OURS: lambda: find_series(inputs["tree"])}, task["repeats"], {OURS: 3})
+    listed = timed({OURS: lambda: find_series(inputs["tree"])}, task["repeats"], {OURS: task["calls"]})
     prepare = parse(["train"], task["overrides"]).get_parsed_content("prepare")
     item = find_series(inputs["dicom"])[0]
 

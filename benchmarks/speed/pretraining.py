@@ -22,7 +22,6 @@ from benchmarks.bundle_parts import parse
 from benchmarks.speed.rows import IN_MEMORY, ORIGINAL, OURS, PERSISTENT, WITH_GRADIENT, Measured, timed
 from scripts.teacher import TeacherUpdate
 
-SHORT = 20  # calls that are timed together where one takes milliseconds or less
 LOSS_BATCH = 4
 
 
@@ -60,7 +59,7 @@ def data(task: dict[str, Any]) -> Measured:
         persistent = monai_caches.on_disk([files["nii_gz"]], Path(folder), volume, crops)
         in_memory = monai_caches.in_memory([files["nii_gz"]], volume, crops)
         actions = {PERSISTENT: lambda: persistent[0], IN_MEMORY: lambda: in_memory[0], OURS: _item(own)}
-        cached = timed(actions, task["repeats"], dict.fromkeys(actions, SHORT))
+        cached = timed(actions, task["repeats"], dict.fromkeys(actions, task["calls"]))
     # the chain has no cache: what it took above is what it takes at every step
     return found | {"cached": cached | {ORIGINAL: found["uncached .nii.gz"][ORIGINAL]}}
 
@@ -79,7 +78,7 @@ def crops(task: dict[str, Any]) -> Measured:
         found = cropper(slices)
         return prepare_batch(collate_plain([{key: found[key] for key in ("random_crops", "base_crops", "overlap")}]))
 
-    calls = {ORIGINAL: SHORT, OURS: 5 * SHORT}
+    calls = {ORIGINAL: task["calls"], OURS: 5 * task["calls"]}
     return {
         name: timed({ORIGINAL: lambda: own_crops(last), OURS: action}, task["repeats"], calls)
         for name, action in (("views", lambda: cropper(slices)), ("floats", floats))
@@ -109,7 +108,7 @@ def _losses(parser: ConfigParser, batch: int) -> dict[str, Callable[[], None]]:
 def loss(task: dict[str, Any]) -> Measured:
     """The loss, forward and backward."""
     actions = _losses(_parse(task, task["inputs"]["nii"]), LOSS_BATCH)
-    return {"loss": timed(actions, task["repeats"], dict.fromkeys(actions, SHORT))}
+    return {"loss": timed(actions, task["repeats"], dict.fromkeys(actions, task["calls"]))}
 
 
 def ema(task: dict[str, Any]) -> Measured:
@@ -117,7 +116,7 @@ def ema(task: dict[str, Any]) -> Measured:
     parser = _parse(task, task["inputs"]["nii"])
     original = reference.VoCo(parser["backbone_name"], parser["hidden_size"])
     actions = {ORIGINAL: original.move_teacher, OURS: parser.get_parsed_content("voco").move_teacher}
-    return {"ema": timed(actions, task["repeats"], dict.fromkeys(actions, SHORT))}
+    return {"ema": timed(actions, task["repeats"], dict.fromkeys(actions, task["calls"]))}
 
 
 def _batch(parser: ConfigParser) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,7 +168,7 @@ def step(task: dict[str, Any]) -> Measured:
     seconds = timed({name: _step(task, name) for name in (ORIGINAL, WITH_GRADIENT, OURS)}, task["repeats"])
     parser = _parse(task, task["inputs"]["nii"])
     own = {"loss": _losses(parser, 1)[OURS], "ema": parser.get_parsed_content("voco").move_teacher}
-    parts = timed(own, task["repeats"], dict.fromkeys(own, SHORT))
+    parts = timed(own, task["repeats"], dict.fromkeys(own, task["calls"]))
     both = [a + b for a, b in zip(parts["loss"], parts["ema"], strict=True)]
     return {"step": seconds, "share": {"loss and moving average": both, "step": seconds[OURS]}}
 
