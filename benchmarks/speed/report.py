@@ -86,9 +86,9 @@ def section(results: Mapping[str, Any]) -> str:
         f" {results['repeats']} runs each, what is compared taking turns in one process; a ratio is the first column's"
         " value over the second's, run by run. One process reads, without workers, files in the page cache. All"
         f" processes have the same threads ({results['machine']['threads']}) and the same settings of malloc"
-        f" ({', '.join(f'`{name}={value}`' for name, value in results['malloc'].items())}), so no gain below is theirs."
-        f"\n\n{sum(row['reached'] for row in judged)} of {len(judged)} targets reached. The original's structure is"
-        " written again from its description (`benchmarks/reference.py`), and tests hold its numbers equal to ours;"
+        f" ({', '.join(f'`{name}={value}`' for name, value in results['malloc'].items())}), so no gain is theirs."
+        f"\n\n{sum(row['reached'] for row in judged)} of {len(judged)} rows with a target reach it. The original's"
+        " structure is written again from its description (`benchmarks/reference.py`), and tests hold its numbers equal to ours;"
         " with MONAI's caches (`benchmarks/monai_caches.py`) all that is deterministic is cached.\n"
     ]  # fmt: skip
     for title in TARGETS:
@@ -100,10 +100,10 @@ NOTES = {
     "1. data path": "From a file, or a cached volume, to the float crops and labels of a batch of one. The original's"
     " chain has no cache: it takes at every step what it takes at the first.\n\n",
     "2. pretraining step": "One volume a step: forward, backward, optimizer, moving average. In the original's"
-    " structure the teacher's forward builds a graph. What its published loss does not stop, and a list of its defects"
-    " confirms for the projector, is a gradient into the teacher: the rows that say so have it, the others stop it at"
-    " the teacher's embeddings, which is the harder comparison. Memory is all that a process of its own had resident"
-    " at most, libraries included.\n\n",
+    " structure the teacher's forward builds a graph. Its published loss does not stop the gradient into the teacher"
+    " either, whose projector it trains so: rows that say so have that gradient, the others stop it at the teacher's"
+    " embeddings, which is the harder comparison. Memory is all that a process of its own had resident at most,"
+    " libraries included, one process a variant.\n\n",
     "3. classifier step": "Forward and backward of one series.\n\n",
     "4. a DICOM series to probabilities": "By the transforms and the network of the bundle's `inference.json`, decoding"
     " included, imports and the reading of weights not; random weights.\n\n",
@@ -160,6 +160,6 @@ def plots(results: Mapping[str, Any], folder: Path) -> None:
     axes.set(xscale="log", xlabel="times faster")
     axes.set_yticks(places, names, fontsize=7)
     axes.invert_yaxis()
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="lower right")
     folder.mkdir(parents=True, exist_ok=True)
     picture.savefig(folder / PLOT, dpi=80)

@@ -62,7 +62,7 @@ def test_the_report_counts_what_is_missed() -> None:
     assert 0 < missed < len(judged)
     text = section(results)
     assert text.count("**MISSED**") == missed
-    assert f"{len(judged) - missed} of {len(judged)} targets reached" in text
+    assert f"{len(judged) - missed} of {len(judged)} rows with a target reach it" in text
     assert all(row["quantity"] in text for row in results["rows"])
     assert "Synthetic" in text
     better = copy.deepcopy(results)
