@@ -88,8 +88,8 @@ def section(results: Mapping[str, Any]) -> str:
         f" processes have the same threads ({results['machine']['threads']}) and the same settings of malloc"
         f" ({', '.join(f'`{name}={value}`' for name, value in results['malloc'].items())}), so no gain is theirs."
         f"\n\n{sum(row['reached'] for row in judged)} of {len(judged)} rows with a target reach it. The original's"
-        " structure is written again from its description (`benchmarks/reference.py`), and tests hold its numbers equal to ours;"
-        " with MONAI's caches (`benchmarks/monai_caches.py`) all that is deterministic is cached.\n"
+        " structure is written again from its description (`benchmarks/reference.py`), and tests hold its numbers equal"
+        " to ours; with MONAI's caches (`benchmarks/monai_caches.py`) all that is deterministic is cached.\n"
     ]  # fmt: skip
     for title in TARGETS:
         text.append(f"### {title}\n\n{NOTES.get(title, '')}{as_text(_of(rows, title))}\n")
