@@ -188,8 +188,7 @@ class RandVoCoCropd(Randomizable, MapTransform):
         )
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandVoCoCropd:
-        """Seed the array transform, which draws all that is random."""
-        super().set_random_state(seed, state)
+        """Seed the array transform, which draws all that is random; a generator of its own would only take time."""
         self.cropper.set_random_state(seed, state)
         return self
 
