@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED := 1
 test test-all test-label: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-pins test-all test-label label-env pack lint format clean
+.PHONY: demo test test-pins test-all test-label label-env bench pack lint format clean
 
 $(VENV)/run.stamp: requirements.txt $(if $(PINNED),tools/pins.py $(METADATA))
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +77,13 @@ test-all: lint
 ## the tests of the MONAI Label app, in its own environment: real servers, a PACS, a browser
 test-label: $(LABEL_VENV)/dev.stamp
 	$(LABEL_PY) -m pytest $(PARALLEL) tests/apps --durations=10
+
+## speed beside the original and MONAI's caches, and how cost grows: about 20 minutes on two quiet cores; threads as torch
+## takes them, so that OMP_NUM_THREADS had better be unset
+bench: $(VENV)/run.stamp
+	$(PY) -m benchmarks.speed --out benchmarks/results/speed.json
+	$(PY) -m benchmarks.growth --out benchmarks/results/growth.json
+	$(PY) -m benchmarks.document
 
 ## both bundles as folders and zips that stand alone, in dist/; VOCO_WEIGHTS=FILE and RSNA_WEIGHTS=FILE go into them
 pack: $(VENV)/run.stamp

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import MetaObj, MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import TransformBackends, ensure_tuple, ensure_tuple_rep
 
@@ -110,25 +110,23 @@ class RandVoCoCrop(Randomizable, Transform):
         Raises:
             ValueError: if grid and crop size do not make up the image, or the windows set are not inside it.
         """
-        if img.ndim < 3:
-            raise ValueError(f"The image must be [slices, channels, *spatial], got the shape {tuple(img.shape)}.")
-        spatial = tuple(img.shape[2:])
+        # Plain tensors inside: MetaTensor bookkeeping on each view would cost more than the crops themselves.
+        pixels = img.as_tensor() if isinstance(img, MetaTensor) else torch.as_tensor(img)
+        if pixels.ndim < 3:
+            raise ValueError(f"The image must be [slices, channels, *spatial], got the shape {tuple(pixels.shape)}.")
+        spatial = tuple(pixels.shape[2:])
         grid, crop, out = self._layout(spatial)
         if randomize:
             self.randomize(spatial)
         windows = self._checked_windows(spatial, crop)
-        # Plain tensors inside: MetaTensor bookkeeping on each view would cost more than the crops themselves.
-        pixels = img.as_tensor() if isinstance(img, MetaTensor) else torch.as_tensor(img)
         base = _base_crops(pixels, crop)
         random = torch.stack([_window(pixels, start, crop) for start in windows.tolist()])
         if out is not None and out != crop:
             base, random = _resize(base, out), _resize(random, out)
-        # Each gets its own dictionary: later transforms write into the meta data of what they are given.
-        meta = dict(img.meta) if isinstance(img, MetaTensor) else {}
         base_starts = np.indices(grid).reshape(len(grid), -1).T * np.asarray(crop)
         return VoCoCrops(
-            MetaTensor(random, meta={**meta, "windows": torch.from_numpy(windows.copy())}),
-            MetaTensor(base, meta={**meta, "windows": torch.from_numpy(base_starts)}),
+            _with_meta(random, img, windows.copy()),
+            _with_meta(base, img, base_starts),
             overlap_labels(windows, grid, crop),
         )
 
@@ -190,8 +188,7 @@ class RandVoCoCropd(Randomizable, MapTransform):
         )
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandVoCoCropd:
-        """Seed the array transform, which draws all that is random."""
-        super().set_random_state(seed, state)
+        """Seed the array transform, which draws all that is random; a generator of its own would only take time."""
         self.cropper.set_random_state(seed, state)
         return self
 
@@ -205,6 +202,21 @@ class RandVoCoCropd(Randomizable, MapTransform):
         for key in self.key_iterator(d):
             d.update(self.cropper(d[key], randomize=randomize)._asdict())
         return d
+
+
+def _with_meta(crops: torch.Tensor, img: torch.Tensor, windows: np.ndarray) -> MetaTensor:
+    """`crops` with the image's meta data and their windows, in a dictionary of their own: later transforms write into
+    the meta data of what they are given."""
+    meta = {**(img.meta if isinstance(img, MetaTensor) else {}), "windows": torch.from_numpy(windows)}
+    affine = meta.get("affine")
+    known = isinstance(affine, torch.Tensor) and affine.shape == (4, 4) and affine.dtype == torch.float64
+    if not known or affine.device.type != "cpu":
+        return MetaTensor(crops, meta=meta)
+    # The same without converting an affine that is converted already, which takes as long as cutting all crops.
+    found = crops.as_subclass(MetaTensor)
+    MetaObj.__init__(found)
+    found.meta = meta
+    return found
 
 
 def _base_crops(pixels: torch.Tensor, crop: Sequence[int]) -> torch.Tensor:

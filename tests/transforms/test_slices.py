@@ -197,3 +197,13 @@ def test_each_image_needs_a_key_for_its_affines() -> None:
     with pytest.raises(ValueError, match="affine_keys: expected one for each of"):
         SliceAffinesd(["a", "b"], affine_keys="slice_affine")
     assert SliceAffinesd("a", allow_missing_keys=True)({}) == {}
+
+
+def test_a_seed_draws_the_same_in_both_versions() -> None:
+    volume = torch.rand(1, 2, 2, 40)
+    array, mapped = ExtractSlices(num_slices=8, mode="jitter"), ExtractSlicesd("image", num_slices=8, mode="jitter")
+    for seed in range(3):
+        expected = array.set_random_state(seed)(volume)
+        assert torch.equal(mapped.set_random_state(seed)({"image": volume})["image"], expected)
+    state = np.random.RandomState(1)
+    assert mapped.set_random_state(state=state).extractor.R is state

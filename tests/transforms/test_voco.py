@@ -114,6 +114,31 @@ def test_meta_is_carried_over_and_not_shared() -> None:
     assert "windows" not in image.meta
 
 
+@pytest.mark.parametrize("affine", [None, torch.eye(4, dtype=torch.float64) * 2, torch.eye(4), torch.eye(3).double()])
+@pytest.mark.parametrize("spatial", [(6,), (6, 6), (6, 6, 6)])
+def test_crops_are_what_the_constructor_of_meta_tensors_gives(affine: torch.Tensor | None, spatial: tuple) -> None:
+    """They are made without it, for speed: every attribute is the same, and none is shared with the image."""
+    plain = torch.rand(2, 1, *spatial)
+    image = MetaTensor(plain, affine=affine, meta={"a": 1}, applied_operations=[{"class": "Some"}])
+    crops = RandVoCoCrop(grid_size=3, crop_size=2)(image)
+    for found in (crops.random_crops, crops.base_crops):
+        data = found.as_tensor()
+        expected = MetaTensor(data, meta={**image.meta, "windows": found.meta["windows"]})
+        ours, theirs = dict(vars(found)), dict(vars(expected))
+        meta, wanted = ours.pop("_meta"), theirs.pop("_meta")
+        assert ours == theirs
+        assert list(meta) == list(wanted)
+        assert torch.equal(meta.pop("affine"), wanted.pop("affine"))
+        assert meta == wanted
+        assert type(found) is MetaTensor
+        assert found.data_ptr() == data.data_ptr()
+        again = pickle.loads(pickle.dumps(found))
+        assert torch.equal(again.as_tensor(), data)
+        assert again.spatial_ndim == expected.spatial_ndim
+    crops.random_crops.applied_operations.append({})
+    assert (len(image.applied_operations), crops.base_crops.applied_operations) == (1, [])
+
+
 def test_seed_reproduces() -> None:
     image = image_for((3, 3), (16, 16))
     draws = [RandVoCoCropd("image", crop_size=16).set_random_state(seed)({"image": image}) for seed in (1, 1, 2)]

@@ -42,3 +42,13 @@ def test_only_the_random_crops_change(root, dimensions):
 def test_the_published_method_has_none(root, dimensions):
     default, plain = crops(root, dimensions), crops(root, dimensions, augment_prob=0.0)
     assert torch.equal(default["random_crops"], plain["random_crops"])
+
+
+@pytest.mark.parametrize("dimensions", CONFIGS)
+def test_what_is_left_out_without_it_would_have_done_nothing(root, dimensions):
+    """With probability 0 its transforms are not there, for speed; there and never drawn, they give the same crops."""
+    without, never = crops(root, dimensions), crops(root, dimensions, augment_prob=1e-12)
+    assert without.keys() == never.keys()
+    for key in ("random_crops", "base_crops", "overlap"):
+        assert without[key].dtype == never[key].dtype
+        assert torch.equal(torch.as_tensor(without[key]), torch.as_tensor(never[key]))

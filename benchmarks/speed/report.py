@@ -1,0 +1,165 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tables, headline and plot of the speed benchmark's results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..common import figure, spread, table
+from .rows import CONTIGUOUS, IN_MEMORY, ORIGINAL, OURS, PERSISTENT
+
+TITLE = "Speed beside the original and beside MONAI's caches"
+COMMAND = "python -m benchmarks.speed --out benchmarks/results/speed.json && python -m benchmarks.document"
+PLOT = "speed.png"
+# issue's number of the target -> the parts that it is about
+TARGETS = {
+    "1. data path": ("data", "crops"),
+    "2. pretraining step": ("step", "memory"),
+    "3. classifier step": ("classifier",),
+    "4. a DICOM series to probabilities": ("series",),
+    "5. what a step waits for": ("stall",),
+    "Parts of a step": ("loss", "ema"),
+    "Index and preparation": ("index",),
+}
+SHARE = "loss and moving average in a step"
+"""A row of the steps that belongs to target 5."""
+
+Row = Mapping[str, Any]
+
+
+def _value(row: Row, variant: str) -> str:
+    """Median with its range, in the unit that reads best."""
+    values = row["variants"][variant]
+    if row["unit"] == "MB":
+        return f"{statistics.median(values):,.0f} MB"
+    scale, unit = (1, "s") if statistics.median(values) >= 0.5 else (1e3, "ms")
+    return f"{figure(spread([scale * value for value in values]))} {unit}"
+
+
+def _ratio(row: Row) -> str:
+    if row["ratio"] is None:
+        return ""
+    low = row["target"]["at_most"] is not None
+    return figure(row["ratio"], 3 if low else 1 if row["ratio"]["median"] >= 10 else 2)
+
+
+def _target(row: Row) -> tuple[str, str]:
+    target = row["target"]
+    if row["reached"] is None:
+        return "", ""
+    bound = f"at least {target['at_least']:g}" if target["at_least"] is not None else f"at most {target['at_most']:g}"
+    return bound + (" s" if row["ratio"] is None else ""), "reached" if row["reached"] else "**MISSED**"
+
+
+def _line(row: Row) -> list[str]:
+    over, *under = row["variants"]
+    first = f"{over}: {_value(row, over)}"
+    second = f"{under[0]}: {_value(row, under[0])}" if under else ""
+    return [row["quantity"], first, second, _ratio(row), *_target(row)]
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """All rows as one Markdown table."""
+    head = ["quantity", "over", "under", "ratio", "target", ""]
+    return table(head, [_line(row) for row in rows])
+
+
+def _of(rows: Sequence[Row], title: str) -> list[Row]:
+    parts = TARGETS[title]
+    share = [row for row in rows if row["quantity"] == SHARE]
+    own = [row for row in rows if row["part"] in parts and row["quantity"] != SHARE]
+    return share + own if "stall" in parts else own
+
+
+def section(results: Mapping[str, Any]) -> str:
+    """What was measured, target by target."""
+    sizes, rows = results["inputs"], results["rows"]
+    judged = [row for row in rows if row["reached"] is not None]
+    text = [
+        f"**Synthetic** input: a phantom of {sizes['size']} x {sizes['size']} pixels, as a DICOM series of"
+        f" {sizes['dicom_slices']} slices and as NIfTI of {sizes['nifti_slices']}. The bundles' own configs at their"
+        " default sizes. Medians with the smallest and largest value in brackets,"
+        f" {results['repeats']} runs each, what is compared taking turns in one process; a ratio is the first column's"
+        " value over the second's, run by run. One process reads, without workers, files in the page cache. All"
+        f" processes have the same threads ({results['machine']['threads']}) and the same settings of malloc"
+        f" ({', '.join(f'`{name}={value}`' for name, value in results['malloc'].items())}), so no gain is theirs."
+        f"\n\n{sum(row['reached'] for row in judged)} of {len(judged)} rows with a target reach it. The original's"
+        " structure is written again from its description (`benchmarks/reference.py`), and tests hold its numbers equal"
+        " to ours; with MONAI's caches (`benchmarks/monai_caches.py`) all that is deterministic is cached.\n"
+    ]  # fmt: skip
+    for title in TARGETS:
+        text.append(f"### {title}\n\n{NOTES.get(title, '')}{as_text(_of(rows, title))}\n")
+    return "\n".join([*text, f"![Ratios beside their targets](benchmarks/{PLOT})\n"])
+
+
+NOTES = {
+    "1. data path": "From a file, or a cached volume, to the float crops and labels of a batch of one. The original's"
+    " chain has no cache: it takes at every step what it takes at the first.\n\n",
+    "2. pretraining step": "One volume a step: forward, backward, optimizer, moving average. In the original's"
+    " structure the teacher's forward builds a graph. Its published loss does not stop the gradient into the teacher"
+    " either, whose projector it trains so: rows that say so have that gradient, the others stop it at the teacher's"
+    " embeddings, which is the harder comparison. Memory is all that a process of its own had resident at most,"
+    " libraries included, one process a variant.\n\n",
+    "3. classifier step": "Forward and backward of one series.\n\n",
+    "4. a DICOM series to probabilities": "By the transforms and the network of the bundle's `inference.json`, decoding"
+    " included, imports and the reading of weights not; random weights.\n\n",
+    "5. what a step waits for": "Loss and moving average at batch 1 in seconds of a step; an epoch over cached volumes"
+    " with the bundle's own loader and workers, beside as many steps on one batch in memory.\n\n",
+    "Index and preparation": "Of a tree of small series, files listed afresh; of the DICOM series.\n\n",
+}
+
+
+def _find(rows: Sequence[Row], part: str, over: str, under: str | None = OURS) -> Row:
+    wanted = {over} if under is None else {over, under}
+    return next(row for row in rows if row["part"] == part and set(row["variants"]) == wanted)
+
+
+def _times(row: Row) -> str:
+    value = row["ratio"]["median"]
+    return f"{value:,.0f} x" if value >= 10 else f"{value:.1f} x"
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """One sentence for the README."""
+    rows = results["rows"]
+    share = _find(rows, "memory", OURS, ORIGINAL)["ratio"]["median"]
+    seconds = statistics.median(_find(rows, "series", OURS, None)["variants"][OURS])
+    return (
+        f"Speed: a prepared volume comes {_times(_find(rows, 'data', ORIGINAL))} faster than by the original's chain,"
+        f" which has no cache, and {_times(_find(rows, 'data', PERSISTENT))} faster than from MONAI's"
+        f" PersistentDataset ({_times(_find(rows, 'data', IN_MEMORY))} than from its CacheDataset); a pretraining"
+        f" step is {_times(_find(rows, 'step', ORIGINAL))} faster than in the original's structure, at"
+        f" {100 * share:.0f} % of its memory; a classifier step"
+        f" {_times(_find(rows, 'classifier', CONTIGUOUS))} faster than in contiguous float32;"
+        f" {results['inputs']['dicom_slices']} DICOM slices become probabilities in {seconds:.1f} s"
+        f" ({results['machine']['cpu']})."
+    )
+
+
+def plots(results: Mapping[str, Any], folder: Path) -> None:
+    """How many times faster, with range and target, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in results["rows"] if row["ratio"] and OURS in row["variants"] and row["unit"] == "s"]
+    names = [f"{row['quantity']}\n(beside {next(iter(row['variants']))})" for row in rows]
+    picture = Figure(figsize=(8, 0.5 * len(rows) + 1), layout="constrained")
+    axes = picture.add_subplot()
+    places = range(len(rows))
+    middle = [row["ratio"]["median"] for row in rows]
+    around = [[value - row["ratio"]["low"] for value, row in zip(middle, rows, strict=True)],
+              [row["ratio"]["high"] - value for value, row in zip(middle, rows, strict=True)]]  # fmt: skip
+    axes.barh(places, middle, xerr=around, color="#4878a8", height=0.6, label="measured, with its range")
+    aims = [(row["target"]["at_least"], place) for row, place in zip(rows, places, strict=True)]
+    reached = [aim for aim in aims if aim[0] is not None]
+    axes.plot(*zip(*reached, strict=True), "k|", markersize=14, markeredgewidth=2, label="target")
+    axes.axvline(1.0, color="grey", linewidth=0.8)
+    axes.set(xscale="log", xlabel="times faster")
+    axes.set_yticks(places, names, fontsize=7)
+    axes.invert_yaxis()
+    axes.legend(fontsize=7, loc="lower right")
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.savefig(folder / PLOT, dpi=80)

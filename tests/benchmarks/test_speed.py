@@ -1,0 +1,111 @@
+# Copyright (c) the 2D-VoCo bundles authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The speed benchmark runs, measures every quantity, and its report says what its numbers say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks.speed.__main__ import main
+from benchmarks.speed.report import TARGETS, as_text, headline, plots, section
+from benchmarks.speed.rows import ORIGINAL, OURS, PARTS, QUANTITIES, WITH_GRADIENT, rows, timed
+
+
+def example() -> dict[str, Any]:
+    """Results in which every comparison is twofold, but the memory, which is half."""
+    measured: dict[str, dict[str, list[float]]] = {}
+    for quantity in QUANTITIES:
+        values = [1.0, 1.0, 1.0] if quantity.at_most and quantity.under else [2.0, 2.2, 1.8]
+        other = [2.0, 2.0, 2.0] if quantity.at_most else [1.0, 1.0, 1.0]
+        found = measured.setdefault(quantity.key, {})
+        found.setdefault(quantity.over, values)
+        if quantity.under:
+            found.setdefault(quantity.under, other)
+    return {
+        "repeats": 3, "malloc": {"A": "1"}, "inputs": {"size": 512, "dicom_slices": 300, "nifti_slices": 120},
+        "machine": {"cpu": "a processor", "threads": "default (2)"}, "rows": rows(measured),
+    }  # fmt: skip
+
+
+def test_a_target_is_judged_by_the_median_of_ratios() -> None:
+    found = rows({"step": {ORIGINAL: [2.0, 3.0, 3.0], WITH_GRADIENT: [4.0] * 3, OURS: [1.0, 2.0, 1.0]}})
+    assert [(row["ratio"]["median"], row["reached"]) for row in found] == [(2.0, True), (4.0, True)]
+    found = rows({"step": {ORIGINAL: [1.9, 3.0, 1.0], WITH_GRADIENT: [1.0] * 3, OURS: [1.0, 1.0, 1.0]}})
+    assert [(row["ratio"]["median"], row["reached"]) for row in found] == [(1.9, False), (1.0, False)]
+
+
+def test_low_targets_are_upper_bounds() -> None:
+    peaks = {OURS: [600.0], ORIGINAL: [1000.0], WITH_GRADIENT: [900.0]}
+    assert [row["reached"] for row in rows({"memory": peaks})] == [True, False]
+    assert rows({"series": {OURS: [14.0, 16.0, 14.5]}})[0]["reached"] is True
+    assert rows({"series": {OURS: [14.0, 16.0, 15.5]}})[0]["reached"] is False
+    assert rows({"index": {OURS: [1.0]}})[0]["reached"] is None
+
+
+def test_short_actions_are_timed_together() -> None:
+    order: list[str] = []
+    found = timed({name: lambda name=name: order.append(name) for name in "ab"}, repeats=2, calls={"b": 3})
+    assert "".join(order) == "abbb" * 3  # warm-up and two repeats
+    assert [len(found[name]) for name in "ab"] == [2, 2]
+
+
+def test_the_report_counts_what_is_missed() -> None:
+    results = example()
+    judged = [row for row in results["rows"] if row["reached"] is not None]
+    missed = sum(not row["reached"] for row in judged)
+    assert 0 < missed < len(judged)
+    text = section(results)
+    assert text.count("**MISSED**") == missed
+    assert f"{len(judged) - missed} of {len(judged)} rows with a target reach it" in text
+    assert all(row["quantity"] in text for row in results["rows"])
+    assert "Synthetic" in text
+    better = copy.deepcopy(results)
+    for row in better["rows"]:
+        row["reached"] = None if row["reached"] is None else True
+    assert "MISSED" not in section(better)
+
+
+def test_every_part_is_in_one_table() -> None:
+    parts = [part for parts in TARGETS.values() for part in parts]
+    assert sorted(parts) == sorted(PARTS)
+
+
+def test_the_headline_names_both_baselines_and_the_machine() -> None:
+    text = headline(example())
+    assert text.startswith("Speed: a prepared volume comes 2.0 x faster than by the original's chain")
+    assert "MONAI's PersistentDataset" in text
+    assert "at 50 % of its memory" in text
+    assert "300 DICOM slices become probabilities in 2.0 s (a processor)." in text
+
+
+@pytest.mark.parametrize("argv", [["--only", "step", "--out", "x.json"], ["--repeats", "0"], ["--only", "nothing"]])
+def test_wrong_options_are_refused(argv: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert argv[0] in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_runs(root, tmp_path) -> None:
+    """Every quantity is measured; nothing here asks how fast it is."""
+    out = tmp_path / "speed.json"
+    command = [sys.executable, "-m", "benchmarks.speed", "--smoke", "--out", str(out)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text(encoding="utf-8"))
+    assert results["smoke"] is True
+    assert [(row["part"], row["quantity"]) for row in results["rows"]] == [(q.part, q.name) for q in QUANTITIES]
+    for row in results["rows"]:
+        assert all(value > 0 for values in row["variants"].values() for value in values), row
+    stages = {row["quantity"]: row["variants"][OURS] for row in results["rows"] if row["part"] == "series"}
+    whole = stages.pop("DICOM series to probabilities")
+    assert [sum(values) for values in zip(*stages.values(), strict=True)] == pytest.approx(whole, rel=1e-6)
+    assert as_text(results["rows"]) in done.stdout
+    plots(results, tmp_path / "plots")
+    assert 5_000 < (tmp_path / "plots" / "speed.png").stat().st_size < 60_000
