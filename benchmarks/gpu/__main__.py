@@ -40,7 +40,7 @@ MEANING = {
     "steps": "training steps of one timing",
     "repeats": "timings of each variant, in turns",
     "volumes": "synthetic series that are prepared",
-    "epoch_volumes": "volumes of an epoch of the loader's part; a multiple of those",
+    "epoch_volumes": "volumes of an epoch of the loader's part, those repeated",
     "workers": "processes of the loader",
     "slices": "slices of the series of the inference",
     "size": "its rows and columns",
@@ -68,13 +68,12 @@ def measure(options: dict[str, Any], device: str, smoke: bool, work: Path) -> di
     voco = trained | (SMALL_VOCO if smoke else {}) | {"batch_size": options["batch_size"], "val_fraction": 0.1}
     rsna = trained | (SMALL_RSNA if smoke else {}) | {"batch_size": options["classifier_batch_size"]}
     timing = {name: options[name] for name in ("steps", "repeats")}
-    multiple = options["epoch_volumes"] // options["volumes"]
     series = write_long(work / "series", options["slices"], options["size"])
     inference = common | (SMALL_RSNA if smoke else {}) | {"dataset_dir": str(series), "num_workers": 0}
     tasks = {
         "peaks": (VOCO, "peaks", {"device": device, "matrix": options["matrix"], "repeats": options["repeats"]}),
         "pretraining": (VOCO, "steps", timing | {"overrides": voco, "variants": list(VARIANTS)}),
-        "loader": (VOCO, "stall", timing | {"overrides": voco, "repeat_data": max(multiple, 1)}),
+        "loader": (VOCO, "stall", timing | {"overrides": voco, "epoch_volumes": options["epoch_volumes"]}),
         "classifier": (RSNA, "steps", timing | {"overrides": rsna, "variants": [EAGER, FASTEST, DEFAULT]}),
         "inference": (RSNA, "infer", timing | {"overrides": inference}),
     }

@@ -5,6 +5,7 @@ loader, and one series' inference."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ class Steps:
         self.parser = parse(["train"], task["overrides"] | options)
         dataset = self.parser.get_parsed_content("train#dataset")
         dataset.prepare_all()
-        dataset.data = dataset.data * task.get("repeat_data", 1)  # a longer epoch of the same volumes
+        length = task.get("epoch_volumes", len(dataset.data))  # a longer epoch of the same volumes
+        dataset.data = (dataset.data * math.ceil(length / len(dataset.data)))[:length]
         self.trainer = self.parser.get_parsed_content("train#trainer")
         self.loader = self.parser.get_parsed_content("train#dataloader")
         if self.compiled:
@@ -82,8 +84,8 @@ class Steps:
 
 
 def steps(task: Task) -> dict[str, Any]:
-    """Seconds of ``steps`` training steps on one resident batch, in turns, for each of ``variants``; peak memory of each;
-    and the floating-point operations of one step."""
+    """Seconds of ``steps`` training steps on one resident batch, in turns, for each of ``variants``; peak memory of
+    each; and the floating-point operations of one step."""
     device, batch = torch.device(task["overrides"]["device"]), None
     ready: dict[str, Steps] = {}
     found: dict[str, dict[str, Any]] = {}
@@ -185,8 +187,8 @@ def without_crops(own: Steps) -> tuple[Any, DeviceCrops]:
 
 
 def stall(task: Task) -> dict[str, Any]:
-    """Seconds of an epoch of pretraining, in turns: on one resident batch, with the loader's crops, and with crops cut on
-    the device from the slabs that the loader brings."""
+    """Seconds of an epoch of pretraining, in turns: on one resident batch, with the loader's crops, and with crops cut
+    on the device from the slabs that the loader brings."""
     cut_ahead, slab_fed = (Steps(task, VARIANTS[FASTEST]) for _ in range(2))
     batch = cut_ahead.resident()
     slabs, cut = without_crops(slab_fed)
