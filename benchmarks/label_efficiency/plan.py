@@ -25,12 +25,12 @@ def shrink(plan: Plan) -> Plan:
     """A plan of seconds: one seed, two rates, one variant, a dozen patients of few slices."""
     small = copy.deepcopy(plan)
     small |= {"seeds": [0], "variant_rates": [100], "bootstrap": 50}
-    small["data"] |= {"labelled": 12, "depth": 8}
-    for split, patients in (("pool", 14), ("validation", 8), ("test", 14)):
+    small["data"] |= {"labelled": 8, "depth": 8, "size": 48}
+    for split, patients in (("pool", 10), ("validation", 8), ("test", 12)):
         small["data"]["splits"][split]["patients"] = patients
     small["variants"] = {name: plan["variants"][name] for name in ("slice_height",)}
     small["pretexts"] = {name: plan["pretexts"][name] for name in ("scratch", "v2", "instance_contrast")}
-    small["pretraining"] |= {"steps": 1, "batch_size": 2, "num_slices": 2, "hidden_size": 16}
+    small["pretraining"] |= {"steps": 1, "batch_size": 2, "num_slices": 2, "hidden_size": 16, "crop_size": 16}
     small["fine_tuning"] |= {"steps": {"50": 1, "100": 1}, "batch_size": 2, "num_slices": 2, "hidden_size": 8}
     small["grid"] = {"plain": {"full": [50, 100], "last": [100], "frozen": [50, 100]}, "harder": {"full": [100]}}
     small["health"] |= {"windows": 2, "slices": 2, "recalibration_volumes": 4}
