@@ -80,8 +80,9 @@ def pretraining(results: dict[str, Any]) -> str:
     return "\n\n".join([
         "### A pretraining step",
         f"The bundle's own trainer on one resident batch of {size} volumes at the config's sizes, "
-        f"{part['flop'] / size:,.0f} floating-point operations a volume. Share of peak: of this machine's own large matrix products ({peaks} "
-        "TFLOP/s), in TF32 for fp32 where cuDNN may use it. Peak memory is what PyTorch allocated for the variant.",
+        f"{part['flop'] / size:,.0f} floating-point operations a volume. Share of peak: of this "
+        f"machine's own large matrix products ({peaks} TFLOP/s), in TF32 for fp32 where cuDNN may use it. "
+        "Peak memory is what PyTorch allocated for the variant.",
         variants(results, part),
         f"- fastest: {best}, {figure(gain)} times eager fp32 (target: at least {SPEED_UP:.0f}): "
         f"{verdict(gain['median'] >= SPEED_UP)}\n{default_or_best(part)}",
@@ -107,7 +108,8 @@ def loader(results: dict[str, Any]) -> str:
     return "\n\n".join([
         "### The loader",
         f"An epoch of {volumes} prepared volumes, {FASTEST}, {part['workers']} workers: on one resident batch (no "
-        "data), with crops that the loader cuts (as the config does), and with crops cut on the device from uint8 slabs.",
+        "data), with crops that the loader cuts (as the config does), and with crops cut on the device from uint8 "
+        "slabs.",
         table(["epoch", "seconds", "volumes a second", "loader stall"], lines),
         said,
     ])  # fmt: skip
