@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,26 @@ from torch import Tensor
 from .bundle_parts import parse
 
 Batch = Mapping[str, Any]
+
+
+def series_dataset(parser: ConfigParser, series: Sequence[str], part: str, cache: str) -> Any:
+    """Prepared volumes with the crops of the config's ``train`` or ``validate``; the windows of the latter are the same
+    for every seed. (Item number n is series n modulo their number, and n decides its windows.)"""
+    from workflow.dataset import SlabDataset
+
+    data = [{"image": path, "series_id": Path(path).name} for path in series]
+    prepare, transform = (parser.get_parsed_content(name) for name in ("prepare", f"{part}#preprocessing"))
+    seed = parser["seed"] if part == "train" else 0
+    dataset = SlabDataset(data, prepare, transform, cache_dir=cache, seed=seed)
+    dataset.prepare_all()
+    return dataset
+
+
+def collated(dataset: Any, numbers: Sequence[int]) -> dict[str, Any]:
+    """A batch of these items."""
+    from workflow.dataset import collate_plain
+
+    return collate_plain([dataset[number] for number in numbers])
 
 
 class Pretraining:
@@ -54,8 +75,11 @@ class Pretraining:
         """What the config makes under this id."""
         return self.parser.get_parsed_content(name)
 
-    def step(self, batch: Batch) -> float:
-        """One step of the optimizer and of the teacher; returns the loss.
+    def step(self, batch: Batch, advance: bool = True) -> float:
+        """One step of the optimizer and of the teacher; returns the loss, so a GPU is done with it.
+
+        Args:
+            advance: the schedule by one step too.
 
         Raises:
             FloatingPointError: for a loss that is not finite.
@@ -70,7 +94,8 @@ class Pretraining:
             torch.nn.utils.clip_grad_norm_(self.network.student.parameters(), self.grad_clip)
         self.optimizer.step()
         self.network.move_teacher()
-        self.schedule.step()
+        if advance:
+            self.schedule.step()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss is {value} after {self.schedule.last_epoch} steps")

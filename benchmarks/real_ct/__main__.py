@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import MALLOC, command_line, header, in_bundle, write
+from benchmarks.phantoms import make_phantoms
 from demo.run import PRETRAIN
 
-from .data import RealData, find_real, make_phantoms
+from .data import RealData, find_real
 
 MODULE = "benchmarks.real_ct"
 # the demo's small backbone and short schedule, with 32 prepared slices and many windows to measure
@@ -63,7 +64,8 @@ def run(real: RealData, work: Path, kind: dict[str, Any], seeds: int, workers: i
     """The figures of every training; those that `work` holds already are not made again."""
     sizes = kind["sizes"]
     number = sizes["phantoms"] + sizes["probe_phantoms"]
-    phantoms = make_phantoms(work, number, sizes["phantom_size"], sizes["phantom_slices"], PHANTOM_SEED)
+    shape = sizes["phantom_size"], sizes["phantom_slices"]
+    phantoms = make_phantoms(work, number, *shape, PHANTOM_SEED, segmentations=True)
     plan = [one | {"file": str(result_file(work, one))} for one in trainings([*real.series], seeds)]
     missing = [one for one in plan if finished(one, kind) is None]
     series = {patient: str(path) for patient, path in real.series.items()}

@@ -48,16 +48,3 @@ def find_real(folder: Path | None) -> RealData:
             " (--smoke runs on the project's small samples)"
         )
     return RealData({patient: (root / path).resolve() for patient, path in series.items()}, (root / mask).resolve())
-
-
-def make_phantoms(work: Path, number: int, size: int, slices: int, seed: int) -> Path:
-    """A synthetic RSNA tree in `work`, all series with their segmentation; made anew where an earlier was cut short."""
-    from demo.dataset import Options, write_dataset
-
-    folder = work / f"phantoms_{number}_{size}_{slices}_{seed}"
-    complete = folder.with_suffix(".complete")
-    if not complete.is_file():
-        options = Options(size=size, slices=slices, series_per_patient=1.0, segmentations=1.0)
-        write_dataset(folder, patients=number, seed=seed, options=options, workers=1, overwrite=True, progress=False)
-        complete.touch()
-    return folder

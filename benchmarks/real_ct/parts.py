@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.bundle import ConfigParser
 
 from benchmarks.bundle_parts import parse
 from benchmarks.common import write
-from benchmarks.pretraining import Pretraining
+from benchmarks.phantoms import phantom_series
+from benchmarks.pretraining import Pretraining, collated, series_dataset
 
 from .data import MASKED, ORGANS
 from .probes import height_errors, organ_aucs
@@ -43,7 +43,7 @@ def _train_and_measure(task: dict[str, Any], training: dict[str, Any]) -> dict[s
     sizes, seed, left_out = task["sizes"], training["seed"], training["left_out"]
     steps = 0 if training["network"] == "untrained" else sizes["steps"]
     pretraining = Pretraining(["train"], {**task["settings"], "seed": seed}, max(steps, 1))
-    phantoms = sorted(str(path) for path in Path(task["phantoms"], "train_images").glob("*/*"))
+    phantoms = phantom_series(Path(task["phantoms"]))
     seen = {} if left_out is None else {name: path for name, path in task["real"].items() if name != left_out}
     losses = _train(pretraining, [*seen.values()], phantoms[: sizes["phantoms"]], steps, task)
     measured = [*task["real"]] if left_out is None else [left_out]
@@ -52,24 +52,6 @@ def _train_and_measure(task: dict[str, Any], training: dict[str, Any]) -> dict[s
         "losses": losses,
         "patients": _measure(pretraining, measured, phantoms[sizes["phantoms"] :], task),
     }
-
-
-def _dataset(parser: ConfigParser, series: Sequence[str], part: str, cache: str) -> Any:
-    from workflow.dataset import SlabDataset
-
-    data = [{"image": path, "series_id": Path(path).name} for path in series]
-    prepare, transform = (parser.get_parsed_content(name) for name in ("prepare", f"{part}#preprocessing"))
-    # the windows that are measured are the same for all networks
-    seed = parser["seed"] if part == "train" else 0
-    dataset = SlabDataset(data, prepare, transform, cache_dir=cache, seed=seed)
-    dataset.prepare_all()
-    return dataset
-
-
-def _batch(dataset: Any, numbers: Sequence[int]) -> dict[str, Any]:
-    from workflow.dataset import collate_plain
-
-    return collate_plain([dataset[number] for number in numbers])
 
 
 def batch_items(rng: np.random.Generator, real: int, phantoms: int, batch_size: int) -> list[int]:
@@ -86,13 +68,13 @@ def _train(
 ) -> list[float]:
     """The loss of the first and of the last step."""
     parser = pretraining.parser
-    dataset = _dataset(parser, [*real, *phantoms], "train", task["cache"])
+    dataset = series_dataset(parser, [*real, *phantoms], "train", task["cache"])
     rng = np.random.default_rng([parser["seed"], len(real)])
     losses = []
     for step in range(steps):
         items = batch_items(rng, len(real), len(phantoms), parser["batch_size"])
         # an item's number decides its windows: others at each step
-        losses.append(pretraining.step(_batch(dataset, [item + step * len(dataset) for item in items])))
+        losses.append(pretraining.step(collated(dataset, [item + step * len(dataset) for item in items])))
     return losses[:1] + losses[-1:]
 
 
@@ -101,12 +83,12 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """Figures of each patient; BN statistics are always those of the volumes that are measured."""
     series = [task["real"][patient] for patient in patients]
-    windows = _dataset(pretraining.parser, series, "validate", task["cache"])
+    windows = series_dataset(pretraining.parser, series, "validate", task["cache"])
     whole = _whole(series, task)
     found = {}
     for number, patient in enumerate(patients):
-        accuracy = pretraining.position_accuracy([_batch(windows, [number])])
-        batch, volume = _batch(whole, [number]), whole.cache.load(whole.data[number])
+        accuracy = pretraining.position_accuracy([collated(windows, [number])])
+        batch, volume = collated(whole, [number]), whole.cache.load(whole.data[number])
         pretraining.recalibrate([batch])
         features = pretraining.slice_features(batch)[0].numpy()
         error, constant = height_errors(features, slice_heights(volume))
@@ -120,7 +102,7 @@ def _measure(
 def _whole(series: Sequence[str], task: dict[str, Any]) -> Any:
     """Validation data with every slice of the prepared volume and few windows."""
     settings = {**task["settings"], "num_slices": task["settings"]["volume_size"][-1], "num_val_crops": 2}
-    return _dataset(parse(["train"], settings), series, "validate", task["cache"])
+    return series_dataset(parse(["train"], settings), series, "validate", task["cache"])
 
 
 def slice_heights(volume: Any) -> np.ndarray:
@@ -150,7 +132,7 @@ def _organ_probe(
     """AUCs on the real patient of a probe that learnt from phantoms which no training saw; and, to know whether it
     learnt, those of a probe of two thirds of them on the rest."""
     dataset = _whole(phantoms, task)
-    batches = [_batch(dataset, [number]) for number in range(len(phantoms))]
+    batches = [collated(dataset, [number]) for number in range(len(phantoms))]
     pretraining.recalibrate(batches)
     slices = np.concatenate([pretraining.slice_features(batch)[0].numpy() for batch in batches])
     masks = [str(Path(task["phantoms"], "segmentations", f"{Path(path).name}.nii")) for path in phantoms]
