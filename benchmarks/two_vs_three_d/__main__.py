@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ COMMON = {
 # swin: width of the encoder's first stage (3D VoCo's) and its window: SwinUNETR's 7, or 4 where a crop has 16 tokens a
 # side, which 7 would pad to 21. phantoms: to train on, and held out
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"volume": [48, 48, 16], "crop": 16, "slices": 2, "hidden": 16, "swin": [12, 4], "phantoms": [4, 2]},
+    "smoke": {"volume": [24, 24, 8], "crop": 8, "slices": 2, "hidden": 16, "swin": [12, 4], "phantoms": [4, 2]},
     "small": {"volume": [96, 96, 32], "crop": 32, "slices": 16, "hidden": 256, "swin": [48, 4], "phantoms": [40, 8]},
     # 2D-VoCo's volume, crop and slices, and the bundle's train_3d.json
     "paper": {
@@ -47,7 +46,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 SECONDS, SEEDS = 60.0, 3
 SMOKE_SECONDS, SMOKE_VAL_CROPS = 0.2, 2
-PHANTOM_SEED = 7
+PHANTOM_SEED, SMALLEST_PHANTOM = 7, 32  # pixels
+ENVIRONMENT = {**MALLOC, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def networks(size: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -67,10 +67,11 @@ def networks(size: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def tasks(size: dict[str, Any], seeds: int, device: str, seconds: float, smoke: bool) -> list[dict[str, Any]]:
+def tasks(
+    size: dict[str, Any], seeds: int, device: str, seconds: float, common: dict[str, Any]
+) -> list[dict[str, Any]]:
     """One a network and seed, in the order in which they run."""
-    shared = {"volume_size": size["volume"], "hidden_size": size["hidden"], "device": device}
-    settings = COMMON | ({"num_val_crops": SMOKE_VAL_CROPS} if smoke else {}) | shared
+    settings = common | {"volume_size": size["volume"], "hidden_size": size["hidden"], "device": device}
     return [
         {"network": name, "seconds": seconds, **parts, "settings": settings | parts["settings"] | {"seed": seed}}
         for seed in range(seeds)
@@ -78,21 +79,24 @@ def tasks(size: dict[str, Any], seeds: int, device: str, seconds: float, smoke: 
     ]
 
 
-def run(plan: list[dict[str, Any]], size: dict[str, Any], workers: int) -> list[dict[str, Any]]:
-    """What each task found; one at a time, with the threads that OMP_NUM_THREADS says, unless there are `workers`, with
-    one thread each."""
-    environment = {**MALLOC, "OMP_WAIT_POLICY": "PASSIVE"} | ({"OMP_NUM_THREADS": "1"} if workers > 1 else {})
+def run(plan: list[dict[str, Any]], size: dict[str, Any], together: bool) -> list[dict[str, Any]]:
+    """What each task found, in processes of their own one after another, with the threads that OMP_NUM_THREADS says; or
+    `together` in one, where nobody reads memory and time."""
     learn, held_out = size["phantoms"]
-    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(workers) as pool:
-        tree = make_phantoms(Path(work), learn + held_out, size["volume"][0], size["volume"][2], PHANTOM_SEED)
-        series = phantom_series(tree)
+    with tempfile.TemporaryDirectory() as work:
+        shape = max(size["volume"][0], SMALLEST_PHANTOM), size["volume"][2]
+        series = phantom_series(make_phantoms(Path(work), learn + held_out, *shape, PHANTOM_SEED))
         data = {"training": series[:learn], "held_out": series[learn:], "cache": str(Path(work, "cache"))}
-
-        def measured(task: dict[str, Any]) -> dict[str, Any]:
-            found = in_bundle("voco2d_pretrain", "benchmarks.two_vs_three_d.parts:measure", task | data, **environment)
-            return {"network": task["network"], "seed": task["settings"]["seed"], **found}
-
-        return list(pool.map(measured, plan))
+        rows: list[dict[str, Any]] = []
+        for share in [plan] if together else [[task] for task in plan]:
+            found = in_bundle(
+                "voco2d_pretrain",
+                "benchmarks.two_vs_three_d.parts:measure_each",
+                {"tasks": share} | data,
+                **ENVIRONMENT,
+            )
+            rows += found["rows"]
+        return rows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -107,9 +111,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("MONAI's Swin encoder needs the package einops: pip install einops (see requirements-dev.txt)")
     name = "smoke" if arguments.smoke else arguments.size
     seeds, seconds = (1, SMOKE_SECONDS) if arguments.smoke else (arguments.seeds, arguments.seconds)
-    plan = tasks(SIZES[name], seeds, arguments.device, seconds, arguments.smoke)
-    rows = run(plan, SIZES[name], workers=2 if arguments.smoke else 1)
-    sizes = {"size": name, "sizes": SIZES[name], "common": COMMON, "device": arguments.device}
+    common = COMMON | ({"num_val_crops": SMOKE_VAL_CROPS} if arguments.smoke else {})
+    plan = tasks(SIZES[name], seeds, arguments.device, seconds, common)
+    rows = run(plan, SIZES[name], together=arguments.smoke)
+    sizes = {"size": name, "sizes": SIZES[name], "common": common, "device": arguments.device}
     found = sizes | {"seconds": seconds, "seeds": seeds, "rows": rows}
     write(arguments.out, header(MODULE, argv, arguments.smoke) | found)
 

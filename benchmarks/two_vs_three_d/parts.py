@@ -19,6 +19,13 @@ from benchmarks.pretraining import Pretraining, collated, series_dataset
 TICKS = 1000  # of the learning rate's schedule, which follows the clock: how many steps there will be is not known
 
 
+def measure_each(task: dict[str, Any]) -> dict[str, Any]:
+    """`measure` for each of ``tasks``, which share the data: ``rows``."""
+    data = {name: task[name] for name in ("training", "held_out", "cache")}
+    key = [{"network": one["network"], "seed": one["settings"]["seed"]} for one in task["tasks"]]
+    return {"rows": [name | measure(one | data) for name, one in zip(key, task["tasks"], strict=True)]}
+
+
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """Step time and peak memory while training for ``seconds``, FLOP of a step, position accuracy after, and for the
     first seed before.

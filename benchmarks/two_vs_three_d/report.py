@@ -43,7 +43,14 @@ def of_seeds(results: dict[str, Any], network: str, name: str) -> list[float]:
 def ratios(results: dict[str, Any], two: str, three: str) -> dict[str, dict[str, float]]:
     """How many times the 2D network's memory, FLOP and step time the 3D one takes, round by round."""
     names = {"memory": "training_mb", "flop": "gflop_per_volume", "time": "step_seconds"}
-    return {key: ratio(*(of_seeds(results, one, name) for one in (three, two))) for key, name in names.items()}
+    found = {key: ratio(*(of_seeds(results, one, name) for one in (three, two))) for key, name in names.items()}
+    return found | {"added": ratio(added_mb(results, three), added_mb(results, two))}
+
+
+def added_mb(results: dict[str, Any], network: str) -> list[float]:
+    """What training adds to the peak memory before the first step, at least 1 MB."""
+    peaks, before = (of_seeds(results, network, name) for name in ("training_mb", "before_mb"))
+    return [max(peak - base, 1.0) for peak, base in zip(peaks, before, strict=True)]
 
 
 def _cells(results: dict[str, Any], network: str) -> list[str]:
@@ -70,7 +77,9 @@ def section(results: dict[str, Any]) -> str:
     plane, depth = size["crop"], size["volume"][2]
     pairs = [(two, three) for two in networks(results, "2D") for three in networks(results, "3D")]
     found = [(two, three, ratios(results, two, three)) for two, three in pairs]
-    lines = [[three, two, *(figure(one[key]) for key in ("memory", "time", "flop"))] for two, three, one in found]
+    lines = [
+        [three, two, *(figure(one[key]) for key in ("memory", "added", "time", "flop"))] for two, three, one in found
+    ]
     memory = "tensors on the GPU" if results["device"] != "cpu" else "the whole process, libraries included"
     head = ["network", "encoder's parameters, M", "GFLOP a volume", "step, s", "volumes/s", "peak MB", "MB before",
             "steps", "position accuracy untrained", f"after {results['seconds']:g} s"]  # fmt: skip
@@ -82,15 +91,15 @@ median of the rounds (smallest to largest).
 
 "GFLOP a volume": convolutions and matrix products of a training step, forward passes as PyTorch counts them, a
 backward pass as two forward ones. "Peak MB": {memory}, while training; "MB before": the same just before the first
-step. "Step": the student's forward and backward pass, the teacher's forward pass, optimizer and teacher's move, without
-cutting the batch. Position accuracy: on {size["phantoms"][1]} phantoms held out, {common["num_val_crops"]} windows each,
-chance about {CHANCE:.2f} (untrained: the first seed); equal time is {results["seconds"]:g} s of steps.
+step. "Step": forward pass of student and teacher, the student's backward pass, optimizer and teacher's move, without
+cutting the batch. Position accuracy: on {size["phantoms"][1]} phantoms held out, {common["num_val_crops"]} windows
+each, chance about {CHANCE:.2f} (untrained: the first seed); equal time is {results["seconds"]:g} s of steps.
 
 {table(head, [_cells(results, network) for network in networks(results)])}
 
 How many times as much 3D takes, round by round (time: also how many times the volumes per second 2D does):
 
-{table(["3D", "beside 2D", "peak memory", "time", "FLOP"], lines)}
+{table(["3D", "beside 2D", "peak memory", "memory that training adds", "time", "FLOP"], lines)}
 
 ![Memory, speed and position accuracy](benchmarks/{plot_name(results)})
 """

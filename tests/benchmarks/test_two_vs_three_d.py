@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from benchmarks.two_vs_three_d import gpu_report, report
-from benchmarks.two_vs_three_d.__main__ import SIZES, main, networks, tasks
+from benchmarks.two_vs_three_d.__main__ import COMMON, SIZES, main, networks, tasks
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -30,7 +30,7 @@ def test_the_grid_covers_the_volume_in_both(name: str) -> None:
 
 
 def test_rounds_take_turns_with_the_same_seed_for_all() -> None:
-    plan = tasks(SIZES["small"], 2, "cpu", 5.0, smoke=False)
+    plan = tasks(SIZES["small"], 2, "cpu", 5.0, COMMON)
     names = [*networks(SIZES["small"])]
     assert [(task["network"], task["settings"]["seed"]) for task in plan] == [(n, s) for s in (0, 1) for n in names]
     shared = [{k: v for k, v in t["settings"].items() if k not in ("crop_size", "grid_size")} for t in plan[:4]]
@@ -53,6 +53,7 @@ def test_ratios_are_of_the_same_round() -> None:
     results = {"rows": _rows()}
     found = report.ratios(results, "2D ResNet-18", "3D ResNet-18")
     assert found["memory"] == {"median": 1.5, "low": 1.5, "high": 1.5}
+    assert found["added"] == report.ratio([2500, 5500], [1500, 3500])  # 3D and 2D, each less its 500 before
     assert (found["time"]["low"], found["time"]["high"]) == (pytest.approx(4 / 3), pytest.approx(3 / 2))
     assert report.of_seeds(results, "3D ResNet-18", "step_seconds") == [3, 4]
 
