@@ -44,7 +44,7 @@ def backbone_card(weights: Path, facts: Mapping[str, Any], figures: Mapping[str,
         " 250,000 steps.",
         weights,
         facts,
-        f"{facts['tested']} synthetic test patients, never trained on; 8 slices and 8 random crops a series at the"
+        f"{facts['tested']} synthetic test patients, never trained on; 4 slices and 8 random crops a series at the"
         " default size; student, teacher and projector in full precision, of which the backbone alone is kept. Whether"
         " pretraining helps on real injuries has not been measured.",
         [["figure (synthetic data)", "pretrained", "untrained"], *rows],
