@@ -8,6 +8,7 @@ A card names the sha256 of its weights, by which `workflow.card` and the packing
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,8 @@ def real_sources(series: Sequence[Path]) -> list[str]:
         known = [source for name, source in SOURCES.items() if name in path.as_posix()]
         if known:
             patient, collection, licence, doi = known[0]
-            lines.append(
-                f"- {patient} of {collection} (The Cancer Imaging Archive), {licence}, <https://doi.org/{doi}>"
-            )
+            link = f"[{licence}](https://creativecommons.org/licenses/by/{licence.split()[-1]}/)"
+            lines.append(f"- {patient} of {collection} (The Cancer Imaging Archive), {link}, <https://doi.org/{doi}>")
         else:
             lines.append(
                 f"- `{path.name}`: own data, whose source and licence have to be stated here before it is shared"
@@ -111,6 +111,10 @@ def digests(weights: Path) -> list[str]:
     state = torch.load(weights, map_location="cpu", weights_only=True)
     tensors = save({name: value.contiguous() for name, value in state.items()})
     return [sha256(weights.read_bytes()), sha256(tensors)]
+
+
+def filled(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -132,11 +136,13 @@ def card(
     files = [["file", "sha256"], ["model.pt", f"`{plain}`"], ["model.safetensors (packed)", f"`{tensors}`"]]
     real = "\n".join(sources) or "- none"
     made = f"{facts['patients']} synthetic patients of `python -m demo.dataset`, a tenth of them to validate on"
+    run = (f"Made and measured by `{facts['command']}` (seed {facts['seed']}) on {facts['versions']}. One seed. Another"
+           " number of threads or another version changes the last digits of every step, and so the file.")  # fmt: skip
     return f"""# {title}
 
 > **{NOTICE}**
 
-{what}
+{filled(what)}
 
 {table(files)}
 
@@ -154,12 +160,11 @@ The weights are under the Apache License 2.0, as the code; the citations are wha
 
 ## Figures
 
-{measured}
+{filled(measured)}
 
 {table(figures)}
 
-Made and measured by `{facts["command"]}` (seed {facts["seed"]}) on {facts["versions"]}. One seed. Another
-number of threads or another version changes the last digits of every step, and so the file.
+{filled(run)}
 
 ## Not for
 
