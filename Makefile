@@ -19,7 +19,7 @@ export PYTHONUNBUFFERED := 1
 test test-all test-label: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-pins test-all test-label label-env bench pack lint format clean
+.PHONY: demo weights bench test test-pins test-all test-label label-env pack lint format clean
 
 $(VENV)/run.stamp: requirements.txt $(if $(PINNED),tools/pins.py $(METADATA))
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,10 @@ label-env: $(LABEL_VENV)/run.stamp
 ## the whole path on synthetic CT, about five minutes on two cores after the installation
 demo: $(VENV)/run.stamp
 	$(PY) -m demo.run --out out/demo
+
+## the weights that the bundles ship, from synthetic patients and tests/data; about an hour, may be stopped and goes on
+weights: $(VENV)/run.stamp
+	$(PY) -m demo.weights --work out/weights --models bundles
 
 ## lint and the fast tests
 test: lint

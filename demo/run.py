@@ -73,17 +73,18 @@ class Demo:
         self.command(stage, "-m", "monai.bundle", "run", "--config_file", config, *arguments)
 
 
-def split(data: Path, seed: int) -> Path:
-    """A third of the patients for the test, never trained on; five folds of the others."""
+def split(data: Path, seed: int, tested: int | None = None) -> Path:
+    """So many patients (default: a third) for the test, never trained on; ten folds of the others."""
     from workflow.folds import make_folds, write_folds
 
     from bundles.rsna_cnn_lstm.scripts.datalist import rsna_datalist
 
     items = rsna_datalist(data, ROOT / "bundles/rsna_cnn_lstm/configs/labels.json")
     patients = sorted({item["patient_id"] for item in items})
-    tested = set(patients[: round(len(patients) * TEST_SHARE)])  # patients are independent of their number
-    folds = make_folds([item for item in items if item["patient_id"] not in tested], num_folds=10, seed=seed)
-    test = pd.DataFrame({"patient_id": sorted(tested), "fold": "test"})
+    number = round(len(patients) * TEST_SHARE) if tested is None else tested
+    test_patients = set(patients[:number])  # patients are independent of their number
+    folds = make_folds([item for item in items if item["patient_id"] not in test_patients], num_folds=10, seed=seed)
+    test = pd.DataFrame({"patient_id": sorted(test_patients), "fold": "test"})
     (data.parent / "folds.csv").unlink(missing_ok=True)  # an older demo's
     write_folds(data.parent / "folds.csv", pd.concat([folds, test]))
     return data.parent / "folds.csv"
@@ -122,6 +123,7 @@ def table(demo: Demo) -> str:
         f"TensorBoard: tensorboard --logdir {demo.runs}",
         f"predictions: {demo.runs / 'evaluation' / 'predictions.csv'}",
         f"one series: {demo.runs / 'inference' / 'series'}",
+        f"the same series by the weights that the bundle ships: {demo.runs / 'inference_shipped' / 'series'}",
     ]  # fmt: skip
     return "\n".join(rows)
 
@@ -161,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     demo.bundle("evaluate", rsna, "evaluation", measured, **data, **NETWORK, **weights, part="test")
     series = next(folder for folder in sorted((demo.data / "train_images").glob("*/*")))
     demo.bundle("infer", rsna, "inference", ["inference.json"], dataset_dir=series, **NETWORK, **weights)
+    # the bundle as it is shipped: its own weights (see MODEL_CARD.md beside them), the default network and sizes
+    demo.bundle("infer", rsna, "inference_shipped", ["inference.json"], dataset_dir=series, device="cpu", num_workers=0)
     sys.stdout.write(f"\n{table(demo)}\n")
 
 

@@ -14,12 +14,13 @@ import torch
 from monai.bundle import ConfigParser
 from safetensors.torch import save
 from torch import Tensor, nn
+from workflow.card import CARD, names_weights
 from workflow.provenance import check_training_config
 from workflow.weights import WeightsError, load_tensors, load_weights
 
 from .bundle_files import PackError
 
-__all__ = ["default_network", "large_files", "read_default_weights", "weights_files"]
+__all__ = ["default_network", "large_files", "read_default_weights", "weights_card", "weights_files"]
 
 MODELS = PurePosixPath("models")
 # what changes the input or the network; a bundle's own `weights_check` may say more
@@ -68,6 +69,30 @@ def weights_files(path: Path, state: Mapping[str, Tensor]) -> dict[PurePosixPath
     files = {"model.pt": path.read_bytes(), "model.safetensors": save({k: v.contiguous() for k, v in state.items()})}
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     return {MODELS / name: content for name, content in {**files, "SHA256SUMS": sums.encode()}.items()}
+
+
+def weights_card(path: Path, *, shipped: bool) -> dict[PurePosixPath, bytes]:
+    """The model card beside weights, which goes with those that it names and with no others.
+
+    Args:
+        path: the weights.
+        shipped: they are the bundle's own, whose card must be theirs; beside a user's file another's card is left out.
+
+    Raises:
+        PackError: if the bundle's card is of other weights, or no text.
+    """
+    file = path.parent / CARD
+    if not file.is_file():
+        return {}
+    content, weights = file.read_bytes(), path.read_bytes()
+    if names_weights(content.decode("utf-8", errors="replace"), weights):
+        return {MODELS / CARD: content}
+    if not shipped:
+        return {}
+    raise PackError(
+        f"{file}: expected the card of {path.name}, sha256 {hashlib.sha256(weights).hexdigest()}, found that of other "
+        "weights: `make weights` writes both; for weights of your own write a card that names them, or remove it"
+    )
 
 
 def large_files(path: Path, url: str) -> dict[PurePosixPath, bytes]:

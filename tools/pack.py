@@ -25,7 +25,7 @@ from workflow.errors import root_cause
 from workflow.run import write_atomically
 
 from .bundle_files import PackError, bundle_files, check_folder, check_zip, write_zip
-from .bundle_weights import large_files, read_default_weights, weights_files
+from .bundle_weights import large_files, read_default_weights, weights_card, weights_files
 
 __all__ = ["main", "pack"]
 
@@ -49,8 +49,8 @@ def pack(
     Args:
         name: folder in ``bundles/``.
         out: made if needed.
-        weights: flat ``model.pt`` for the bundle's default network; default is ``bundles/name/models/model.pt`` where
-            there is one.
+        weights: flat ``model.pt`` for the bundle's default network; default is ``bundles/name/models/model.pt``, with
+            its model card, where there is one.
         url: where the weights will lie; they are then named in ``large_files.yml`` instead of packed.
         allow_config_mismatch: take weights that were trained with another input than the bundle's default.
         root: of the repository.
@@ -104,13 +104,17 @@ def _weights(root: Path, name: str, weights: Path | None, url: str | None, allow
         )
         return {}
     state = read_default_weights(root, name, path, allow_mismatch=allow)
-    logger.warning(
-        "%s: weights of %s go with it. Before publishing state in docs/data_license.txt and under Performance in "
-        "docs/README.md on which data they were trained, under which licence they are and what they reach",
-        name,
-        path,
-    )
-    return weights_files(path, state) if url is None else large_files(path, url)
+    card = weights_card(path, shipped=weights is None)
+    if card:
+        logger.info("%s: weights of %s and their model card go with it", name, path)
+    else:
+        logger.warning(
+            "%s: weights of %s go with it. Before publishing state in docs/data_license.txt and under Performance in "
+            "docs/README.md on which data they were trained, under which licence they are and what they reach",
+            name,
+            path,
+        )
+    return {**card, **(weights_files(path, state) if url is None else large_files(path, url))}
 
 
 def copy_unit_tests(name: str, out: Path, root: Path = ROOT) -> None:

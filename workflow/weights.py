@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from .card import card_notice
 from .foreign_weights import LAYOUTS, TORCHVISION, strip_wrappers, timm_facts, translate
 
 __all__ = ["WeightsError", "WeightsLoader", "load_tensors", "load_weights", "read_weights"]
@@ -104,7 +105,8 @@ def load_weights(
 ) -> tuple[int, int]:
     """Copy the tensors of a weights file into `module` and log "N of M tensors loaded".
 
-    Files of others are read by their layout, see `workflow.foreign_weights`.
+    Files of others are read by their layout, see `workflow.foreign_weights`; half precision is cast to the module's
+    type. What the file's model card warns of is logged as a warning.
 
     Args:
         module: the network (or part of one) that the file's names belong to.
@@ -143,6 +145,8 @@ def load_weights(
     module.load_state_dict(fitting, strict=not problems)
     told = [found.layout, *found.notes, *([f"left as they were: {'; '.join(problems)}"] if problems else [])]
     logger.info("%d of %d %s tensors loaded from %s (%s)", len(fitting), len(own), what, path, "; ".join(told))
+    if notice := card_notice(path):
+        logger.warning("%s: %s", path, notice)
     return len(fitting), len(own)
 
 

@@ -79,7 +79,7 @@ def strings(root: Path, bundle: str) -> list[tuple[str, str]]:
 
 
 def bundle_files(folder: Path) -> list[Path]:
-    """Its files without links, caches, coverage data and what a user keeps in models/."""
+    """Its files without links, caches, coverage data and weights, for which demo/test_shipped_weights.py is."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".coverage")]
     return [path for path in files if not {"__pycache__", "models"} & set(path.parts)]
 

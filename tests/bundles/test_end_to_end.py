@@ -87,7 +87,7 @@ def test_pretraining_writes_only_its_run_folder(pretrained, root):
     names = {path.name for path in pretrained.iterdir()}
     assert names == {"checkpoints", "config.json", "log.txt", "model.pt", "run.json", "tensorboard"}
     assert {path.name for path in pretrained.parent.iterdir()} == {"real", "cache"}
-    assert not list((root / "bundles" / VOCO / "models").glob("*.pt"))
+    assert {path.name for path in (root / "bundles" / VOCO / "models").iterdir()} == {"model.pt", "MODEL_CARD.md"}
     config = json.loads((pretrained / "config.json").read_text())
     assert config["max_epochs"] == 2
     assert json.loads((pretrained / "run.json").read_text())["result"] == "completed"

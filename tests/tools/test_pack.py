@@ -5,6 +5,7 @@ are those of a network as it is initialised: only the files matter."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from monai.bundle import download_large_files
 from networks import Backbone
 from safetensors.torch import load_file
 from torch import Tensor
+from workflow.card import card_notice
 from workflow.provenance import ConfigMismatch
 from workflow.weights import WeightsError
 
@@ -33,6 +35,8 @@ from tools.pack import BUNDLES, main, pack
 
 VOCO, RSNA = BUNDLES
 PARTS = ("networks", "transforms", "workflow")
+WEIGHTS_FILES = {"model.pt", "model.safetensors", "SHA256SUMS"}
+NOTICE = "Trained on synthetic injuries, not for clinical use."
 bundles = pytest.mark.parametrize("bundle", BUNDLES)
 
 
@@ -123,7 +127,7 @@ def test_weights_are_packed_with_safetensors_and_checksums(
     pack(bundle, tmp_path, root=checkout)
     assert "Before publishing state in docs/data_license.txt and under Performance" in caplog.text
     models = tmp_path / bundle / "models"
-    assert {path.name for path in models.iterdir()} == {"model.pt", "model.safetensors", "SHA256SUMS"}
+    assert {path.name for path in models.iterdir()} == WEIGHTS_FILES
     assert (models / "model.pt").read_bytes() == file.read_bytes()
     state, same = torch.load(file, weights_only=True), load_file(models / "model.safetensors")
     assert set(state) == set(same)
@@ -132,6 +136,32 @@ def test_weights_are_packed_with_safetensors_and_checksums(
     assert subprocess.run(check, cwd=models, capture_output=True).returncode == 0
     (models / "model.safetensors").write_bytes(b"other")
     assert subprocess.run(check, cwd=models, capture_output=True).returncode == 1
+
+
+def test_a_card_goes_with_the_weights_that_it_names_and_no_others(
+    checkout: Path, weights, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, models = weights(VOCO), checkout / "bundles" / VOCO / "models"
+    models.mkdir()
+    shutil.copy(file, models / "model.pt")
+    (models / "MODEL_CARD.md").write_text(f"> **{NOTICE}**\n\nsha256 {hashlib.sha256(file.read_bytes()).hexdigest()}\n")
+    pack(VOCO, tmp_path / "own", root=checkout)
+    assert "Before publishing" not in caplog.text
+    packed = tmp_path / "own" / VOCO / "models"
+    assert {path.name for path in packed.iterdir()} == {*WEIGHTS_FILES, "MODEL_CARD.md"}
+    assert card_notice(packed / "model.pt") == NOTICE
+    url = "https://example.org/model.pt"
+    pack(VOCO, tmp_path / "url", url=url, root=checkout)
+    assert {path.name for path in (tmp_path / "url" / VOCO / "models").iterdir()} == {"MODEL_CARD.md"}
+    other = weights(VOCO, lambda state: {name: tensor + 1 for name, tensor in state.items()})
+    pack(VOCO, tmp_path / "other", weights=other, root=checkout)
+    assert {path.name for path in (tmp_path / "other" / VOCO / "models").iterdir()} == WEIGHTS_FILES
+    shutil.copy(other, models / "model.pt")
+    with pytest.raises(
+        PackError, match=r"MODEL_CARD\.md: expected the card of model\.pt, sha256 \w{64}, found that of"
+    ):
+        pack(VOCO, tmp_path / "refused", root=checkout)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_weights_elsewhere_are_named_with_their_checksum(small: Path, weights, tmp_path: Path) -> None:
@@ -283,9 +313,9 @@ def test_an_interrupted_pack_leaves_what_was_there(checkout: Path, monkeypatch, 
     assert f"{VOCO}/transforms/new.py" in contents(out)
 
 
-def test_the_check_finds_what_is_wrong_with_a_packed_bundle(root: Path, tmp_path: Path) -> None:
-    archive, folder = pack(VOCO, tmp_path / "dist"), tmp_path / "dist" / VOCO
-    sources = bundle_files.bundle_files(root, VOCO)
+def test_the_check_finds_what_is_wrong_with_a_packed_bundle(small: Path, tmp_path: Path) -> None:
+    archive, folder = pack(VOCO, tmp_path / "dist", root=small), tmp_path / "dist" / VOCO
+    sources = bundle_files.bundle_files(small, VOCO)
     check_folder(folder, sources, {})
     check_zip(archive, folder)
     (folder / "scripts" / "loss.py").write_text("")
@@ -309,15 +339,28 @@ def test_the_check_finds_what_is_wrong_with_a_packed_bundle(root: Path, tmp_path
         check_zip(archive, folder)
 
 
-def test_the_command_packs_both_and_says_what_is_missing_without_weights(
+@bundles
+def test_packing_says_what_is_missing_without_weights(
+    small: Path, bundle: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack(bundle, tmp_path, root=small)
+    assert f"{bundle}: packed without weights. Training works; inference" in caplog.text
+    assert not (tmp_path / bundle / "models").exists()
+
+
+def test_the_command_packs_both_with_the_weights_that_they_ship(
     root: Path, weights, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="pack")
     assert main(["--out", str(tmp_path / "dist")]) == 0
     said = [record.message for record in caplog.records if record.name == "pack"]
     for name in BUNDLES:
-        assert [text for text in said if text.startswith(f"{name}: packed without weights. Training works; inference")]
+        assert [text for text in said if text.startswith(f"{name}: weights of ") and "their model card" in text]
+        assert not [text for text in said if "Before publishing" in text]
         assert (tmp_path / "dist" / name / "configs" / "train.json").is_file()
+        models = tmp_path / "dist" / name / "models"
+        assert {path.name for path in models.iterdir()} == {*WEIGHTS_FILES, "MODEL_CARD.md"}
+        assert card_notice(models / "model.pt") == card_notice(models / "model.safetensors") == NOTICE
     tests = {path.name: path.read_bytes() for path in (tmp_path / "dist" / "ci" / "unit_tests").iterdir()}
     assert tests == {path.name: path.read_bytes() for path in (root / "tests" / "zoo").glob("test_*.py")}
     assert set(tests) == {f"test_{name}{suffix}.py" for name in BUNDLES for suffix in ("", "_dist")}

@@ -78,8 +78,11 @@ def trained(root: Path, few: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Runs of both bundles packed without weights: one epoch, one from its own folder, one from another."""
     top = tmp_path_factory.mktemp("without_weights")
     jobs = []
+    unwanted = shutil.ignore_patterns("__pycache__", "models")
+    for folder in ("bundles", *PARTS):
+        shutil.copytree(root / folder, top / "repository" / folder, symlinks=True, ignore=unwanted)
     for name in BUNDLES:
-        extractall(pack(name, top / "dist"), top / "unpacked")
+        extractall(pack(name, top / "dist", root=top / "repository"), top / "unpacked")
         paths = {"dataset_dir": few, "output_root": top / name, "run_name": "train", "max_epochs": 1}
         folder = top / "unpacked" / name
         if name == VOCO:
