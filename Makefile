@@ -17,7 +17,8 @@ ZOO := tools/zoo_style.cfg
 export PYTHONUNBUFFERED := 1
 # one thread a process: tests start several processes, and two cores are soon oversubscribed
 test test-all test-label: export OMP_NUM_THREADS ?= 1
-export OMP_WAIT_POLICY ?= PASSIVE
+# not for `bench`, which is to give what the commands of docs/benchmarks.md give
+demo weights test test-all test-label: export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo weights bench test test-pins test-all test-label label-env pack lint format clean
 

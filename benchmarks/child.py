@@ -5,19 +5,18 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from importlib import import_module
 from pathlib import Path
+
+from benchmarks.common import peak_mb
 
 
 def main(function: str, task: str, result: str) -> None:
     """Call ``module:function`` with the JSON of one file and leave what it returns, with ``peak_mb``, in another."""
     module, name = function.split(":")
     found = getattr(import_module(module), name)(json.loads(Path(task).read_text(encoding="utf-8")))
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kB elsewhere
-    peak = {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
-    Path(result).write_text(json.dumps({**found, **peak}), encoding="utf-8")
+    Path(result).write_text(json.dumps({**found, "peak_mb": peak_mb()}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shlex
 import statistics
 import subprocess
@@ -22,12 +23,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "monai", "timm", "pytorch-ignite", "numpy", "scikit-learn", "nibabel", "pydicom", "highdicom")
-# glibc keeps the memory of large tensors instead of handing it back at each step: see docs/benchmarks.md
+# What is compared gets these: glibc then keeps the memory of large tensors instead of handing it back at each step,
+# where page faults would take a share of the time that differs between variants and from run to run.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+# what a measurement depends on, without what is written after it: results may be committed between two parts of a run
+MEASURED = (
+    "benchmarks", "transforms", "workflow", "networks", "bundles", "demo", ":!benchmarks/results",
+    ":!benchmarks/*/findings.md", ":!bundles/*/models/*", ":!bundles/*/docs/*",
+)  # fmt: skip
+SETTINGS = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")  # and MALLOC_*: variables that move times
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured with: processor, memory, GPU if any, system, threads, versions."""
+    """What the figures were measured with: processor, memory, GPU if any, system, threads, environment, versions."""
     import torch
 
     cpu = _field("/proc/cpuinfo", "model name") or platform.processor()
@@ -38,6 +46,7 @@ def machine() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "platform": platform.platform(),
         "threads": os.environ.get("OMP_NUM_THREADS", f"default ({torch.get_num_threads()})"),
+        "environment": environment(),
         "python": platform.python_version(),
     }
     return found | {name: version(name) for name in PACKAGES}
@@ -48,11 +57,38 @@ def _field(path: str, name: str) -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
-def revision() -> str:
-    """The commit that was measured, with "-dirty" where files differ from it; "unknown" outside git."""
-    done = subprocess.run(["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude", "*"], cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+def environment() -> str:
+    """The variables that move times, as this process found them; what a benchmark sets for its children it says."""
+    found = {name: value for name, value in os.environ.items() if name in SETTINGS or name.startswith("MALLOC_")}
+    return ", ".join(f"{name}={value}" for name, value in sorted(found.items())) or "nothing set"
+
+
+def revision(root: Path = ROOT) -> str:
+    """The last commit of what is measured, with "-dirty" where files differ from it or are new; "unknown" outside git.
+
+    Results, documents and weights are not part of it: committing them leaves it as it was.
+    """
+    log = _git(root, "log", "-1", "--format=%h", "--abbrev=12")
+    return f"{log}{'-dirty' * bool(_git(root, 'status', '--porcelain'))}" if log else "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    """What git says of `MEASURED`; nothing where it fails."""
+    done = subprocess.run(["git", *words, "--", *MEASURED], cwd=root, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MB.
+
+    Linux counts in ru_maxrss what the process held before exec too, which after vfork is its parent's; VmHWM begins
+    anew.
+    """
+    own = _field("/proc/self/status", "VmHWM")
+    if own:
+        return int(own.split()[0]) / 1e3
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def header(module: str, argv: Sequence[str] | None, smoke: bool) -> dict[str, Any]:
@@ -127,7 +163,7 @@ def in_bundle(bundle: str, function: str, task: Mapping[str, Any], **environment
         environment: further environment variables.
 
     Returns:
-        What the function returned, and ``peak_mb``, the process' largest resident memory (ru_maxrss).
+        What the function returned, and ``peak_mb``, the process' largest resident memory.
 
     Raises:
         RuntimeError: with the end of the process' messages, where it failed.

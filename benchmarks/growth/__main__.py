@@ -6,7 +6,7 @@
     python -m benchmarks.growth --only series --out benchmarks/results/growth.json    # one part into what is there
 
 Synthetic series (the demo's generator). Each point is measured in a process of its own, so that its peak memory
-(ru_maxrss) is its own; times are without imports, in one process without workers except in the part "workers", with
+is its own; times are without imports, in one process without workers except in the part "workers", with
 files in the page cache. A step that takes long is not repeated (`parts.ENOUGH`).
 """
 

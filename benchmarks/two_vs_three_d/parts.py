@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import common
 from benchmarks.common import spread
 from benchmarks.pretraining import Pretraining, collated, series_dataset
 
@@ -86,7 +85,7 @@ def peak_mb(device: torch.device) -> float:
     """Largest memory so far: of tensors on a GPU, else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return common.peak_mb()
 
 
 @torch.no_grad()
