@@ -3,7 +3,7 @@
 """Makes docs/benchmarks.md, its plots and the README's headlines from the committed results.
 
     python -m benchmarks.document            # after a benchmark left its JSON in benchmarks/results
-    python -m benchmarks.document --check    # do the documents say what the results say? (a test asks this)
+    python -m benchmarks.document --check    # do documents and plots say what the results say? (a test asks this)
 
 Each benchmark's ``report`` module has ``TITLE``, ``COMMAND``, ``section(results)`` (Markdown), ``headline(results)``
 (one sentence, or None) and ``plots(results, folder)`` (PNG files named after the benchmark). A file
@@ -14,9 +14,11 @@ speaks of, so that findings of older results are noticed.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ REPORTS = {
 }
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 PLOTS = ROOT / "docs" / "benchmarks"
+DIGESTS = PLOTS / "plots.json"  # benchmark -> sha256 of the results that its plots were drawn from
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 INTRODUCTION = """# Benchmarks
@@ -44,21 +47,38 @@ the command above it, as a ratio within one run, with its range or interval. Syn
 called synthetic: figures on them say how the method behaves there, and nothing about patients.
 """
 UNMEASURED = "**Unmeasured**: nobody has run this yet."
+NO_BENCHMARK = ("several GPUs with NCCL", "anything on RSNA 2023 itself")  # claims that nothing here measures
 
 
-def load(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+def load(name: str) -> dict[str, Any] | None:
     """The committed results of a benchmark; None where there are none.
 
     Raises:
-        ValueError: if they are of a smoke run.
+        ValueError: if they are of a smoke run, or of files that no commit holds.
     """
-    file = folder / f"{name}.json"
+    file = RESULTS / f"{name}.json"
     if not file.is_file():
         return None
     results = json.loads(file.read_text(encoding="utf-8"))
     if results["smoke"]:
         raise ValueError(f"{file}: results of a smoke run say nothing; expected a whole run")
+    if results["revision"].endswith("-dirty"):
+        raise ValueError(
+            f"{file}: measured at {results['revision']}, with changes that no commit holds: nobody could measure that "
+            "again; commit them and measure anew"
+        )
     return results
+
+
+def digests() -> dict[str, str]:
+    """sha256 of each result file that there is."""
+    files = {name: RESULTS / f"{name}.json" for name in REPORTS}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+
+
+def not_measured(titles: list[str]) -> str:
+    """The line of the README that says what has no figures."""
+    return textwrap.fill(f"Not measured yet: {'; '.join([*titles, *NO_BENCHMARK])}.", 120, break_on_hyphens=False)
 
 
 def findings(name: str, report: str, results: dict[str, Any]) -> str:
@@ -85,13 +105,15 @@ def surroundings(results: dict[str, Any]) -> str:
 
 
 def document(plot_folder: Path | None) -> tuple[str, str]:
-    """The text of docs/benchmarks.md and of the README's headlines; plots are drawn where a folder is given."""
-    parts, headlines = [INTRODUCTION], []
+    """The text of docs/benchmarks.md, and the README's headlines with what is not measured; plots are drawn where a
+    folder is given."""
+    parts, headlines, unmeasured = [INTRODUCTION], [], []
     for name, module in REPORTS.items():
         report, results = import_module(module), load(name)
         parts.append(f"## {report.TITLE}\n\n```bash\n{report.COMMAND}\n```\n")
         if results is None:
             parts.append(f"{UNMEASURED}\n")
+            unmeasured.append(report.TITLE)
             continue
         parts += [f"Run as `{results['command']}`.\n", report.section(results)]
         if plot_folder is not None:
@@ -99,7 +121,8 @@ def document(plot_folder: Path | None) -> tuple[str, str]:
         parts += [findings(name, module, results), surroundings(results)]
         headline = report.headline(results)
         headlines += [f"- {headline}"] if headline else []
-    return "\n".join(part for part in parts if part), "\n".join(headlines)
+    listed = [*headlines, ""] if headlines else []
+    return "\n".join(part for part in parts if part), "\n".join([*listed, not_measured(unmeasured)])
 
 
 def in_readme(headlines: str) -> str:
@@ -117,13 +140,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     check = parser.parse_args(argv).check
     text, headlines = document(None if check else PLOTS)
-    wanted = {DOCUMENT: text, README: in_readme(headlines)}
-    stale = [path for path, content in wanted.items() if path.read_text(encoding="utf-8") != content]
+    drawn = json.dumps(digests(), indent=1) + "\n"
+    wanted = {DOCUMENT: text, README: in_readme(headlines), DIGESTS: drawn}
+    stale = [
+        path for path, content in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != content
+    ]
     if check:
         for path in stale:
             sys.stderr.write(f"{path}: not what benchmarks/results give; run python -m benchmarks.document\n")
         return int(bool(stale))
     for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(wanted[path], encoding="utf-8")
     return 0
 

@@ -38,10 +38,10 @@ def place(tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "README.md").write_text(f"before\n{document.BEGIN}\nold\n{document.END}\nafter\n")
     (tmp_path / "docs" / "benchmarks.md").write_text("old")
     (tmp_path / "results" / "some.json").write_text(json.dumps(RESULTS))
-    places = {"ROOT": "", "DOCUMENT": "docs/benchmarks.md", "PLOTS": "docs/benchmarks", "README": "README.md"}
+    places = {"ROOT": "", "DOCUMENT": "docs/benchmarks.md", "PLOTS": "docs/benchmarks", "README": "README.md",
+              "DIGESTS": "docs/benchmarks/plots.json", "RESULTS": "results"}  # fmt: skip
     for name, path in places.items():
         monkeypatch.setattr(document, name, tmp_path / path)
-    monkeypatch.setattr(document, "load", lambda name, load=document.load: load(name, tmp_path / "results"))
     monkeypatch.setattr(document, "REPORTS", {name: f"benchmarks.{name}.report" for name in ("some", "other")})
     return tmp_path
 
@@ -57,11 +57,30 @@ def test_results_become_sections_headlines_and_plots(place: Path) -> None:
     assert "Run as `python -m benchmarks.some --out x`." in some
     assert document.UNMEASURED in other
     assert "x is" not in other
-    assert (place / "README.md").read_text() == f"before\n{document.BEGIN}\n- x: 3\n{document.END}\nafter\n"
+    missing = "Not measured yet: Other; several GPUs with NCCL; anything on RSNA 2023 itself."
+    between = f"{document.BEGIN}\n- x: 3\n\n{missing}\n{document.END}"
+    assert (place / "README.md").read_text() == f"before\n{between}\nafter\n"
     assert (place / "docs" / "benchmarks" / "x.png").is_file()
     assert document.main(["--check"]) == 0
     (place / "results" / "some.json").write_text(json.dumps(RESULTS | {"x": 4}))
     assert document.main(["--check"]) == 1
+
+
+def test_plots_of_other_results_are_noticed(place: Path, capsys) -> None:
+    """Here the text is the same, so that only the plots could differ."""
+    document.main([])
+    (place / "results" / "some.json").write_text(json.dumps(RESULTS | {"y": 1}))
+    assert document.main(["--check"]) == 1
+    assert "plots.json: not what" in capsys.readouterr().err
+    assert document.main([]) == document.main(["--check"]) == 0
+    (place / "docs" / "benchmarks" / "plots.json").unlink()
+    assert document.main(["--check"]) == 1
+
+
+def test_results_that_nobody_could_measure_again_are_refused(place: Path) -> None:
+    (place / "results" / "some.json").write_text(json.dumps(RESULTS | {"revision": "abc-dirty"}))
+    with pytest.raises(ValueError, match=r"some.json: measured at abc-dirty, with changes that no commit holds"):
+        document.main(["--check"])
 
 
 def test_findings_of_other_results_are_noticed(place: Path) -> None:
@@ -90,7 +109,7 @@ def test_the_documents_of_the_project_are_those_of_its_results(root: Path) -> No
     assert document.main(["--check"]) == 0
     text = document.DOCUMENT.read_text(encoding="utf-8")
     pictures = set(re.findall(r"\]\(benchmarks/([^)]+\.png)\)", text))
-    there = {path.name: path.stat().st_size for path in document.PLOTS.glob("*")}
+    there = {path.name: path.stat().st_size for path in document.PLOTS.glob("*.png")}
     assert pictures == set(there)
     assert all(size < 60_000 for size in there.values())
     measured = {path.stem for path in document.RESULTS.glob("*.json")}
