@@ -54,10 +54,9 @@ def test_crops_are_equal_to_the_bit() -> None:
 
 
 def test_the_baselines_draw_windows_at_both_ends() -> None:
-    slab = torch.zeros(1, 48, 48, 4)
     chain, cached = reference.Crops(GRID, CROP, 200), monai_caches.RandCrops(4, GRID, CROP, 200)
-    chain({"image": slab})
-    cached({"image": slab})
+    chain({"image": torch.zeros(1, 48, 48, 4)})
+    cached({"image": torch.zeros(4, 1, 48, 48, dtype=torch.uint8)})
     for found in (np.array(chain.windows), cached.windows):
         assert (found.min(), found.max()) == (0, 32)
 
@@ -168,20 +167,25 @@ def test_the_chain_is_the_method(nifti: str) -> None:
 
 
 def test_both_caches_give_crops_of_the_prepared_volume(nifti: str, tmp_path) -> None:
-    """Every base crop of the slices drawn is a piece of the volume that the deterministic chain gives."""
+    """Crops of the slices drawn are pieces of the volume that the deterministic chain gives, as our cache holds it."""
     size, crops = (48, 48, 16), monai_caches.RandCrops(4, GRID, CROP)
     volume = reference.preparation(size)({"image": nifti})["image"].as_tensor()
-    for dataset in (
-        monai_caches.on_disk([nifti], tmp_path / "cache", size, crops), monai_caches.in_memory([nifti], size, crops)
-    ):  # fmt: skip
+    slab = (volume * 255).round().to(torch.uint8).permute(3, 0, 1, 2)
+    on_disk = monai_caches.on_disk([nifti], tmp_path / "cache", size, crops)
+    in_memory = monai_caches.in_memory([nifti], size, crops)
+    for dataset in (on_disk, in_memory):
         assert isinstance(dataset.transform, Compose)
         for _ in range(2):  # made, then read
             found, used = dataset[0], dataset.transform.transforms[-1]
-            slices = volume[..., torch.from_numpy(used.index)].permute(3, 0, 1, 2)
             expected = RandVoCoCrop(grid_size=GRID, crop_size=CROP)
             expected.windows = used.windows
-            same = expected(slices, randomize=False)
-            assert torch.equal(found["crops"][:2], same.random_crops.as_tensor())
-            assert torch.equal(found["crops"][2:], same.base_crops.as_tensor().flatten(0, 1))
+            same = expected(slab[torch.from_numpy(used.index)], randomize=False)
+            assert torch.equal(found["crops"][:2], same.random_crops.as_tensor() / 255)
+            assert torch.equal(found["crops"][2:], same.base_crops.as_tensor().flatten(0, 1) / 255)
             assert torch.equal(found["overlap"], same.overlap)
             assert (np.diff(used.index) > 0).all()
+    (file,) = (tmp_path / "cache").glob("*.pt")
+    for cached in (torch.load(file), in_memory._cache[0]):  # no float, no slices to gather from memory at each step
+        assert torch.equal(cached["image"], slab)
+        assert type(cached["image"]) is torch.Tensor
+        assert cached["image"].is_contiguous()
