@@ -11,6 +11,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
+from pydicom.uid import RLELossless
 
 from demo.dataset import Options, Patient, make_patient, write_dataset
 from demo.dicom import write_series
@@ -24,14 +26,15 @@ class Sizes:
         size: pixels along each side of an image.
         dicom_slices: of the DICOM series.
         nifti_slices: of the same volume as NIfTI.
-        epoch: volumes of the epoch that measures how long training waits for data.
+        epoch: volumes of the epoch that measures how long training waits for data: more than the loader's workers
+            fetch ahead, which is two batches each.
         tree: series of the small tree that is indexed.
     """
 
     size: int = 512
     dicom_slices: int = 300
     nifti_slices: int = 120
-    epoch: int = 3
+    epoch: int = 12
     tree: int = 200
 
 
@@ -48,16 +51,26 @@ def _patient(size: int, slices: int) -> Patient:
     return replace(patient, scans=(exact,), segmented=(False,))
 
 
+def compress(source: Path, folder: Path) -> None:
+    """The DICOM files of a folder with RLE-compressed pixels."""
+    folder.mkdir()
+    for file in source.glob("*.dcm"):
+        ds = pydicom.dcmread(file)
+        ds.compress(RLELossless, generate_instance_uid=False)
+        ds.save_as(folder / file.name)
+
+
 def make(folder: Path, sizes: Sizes) -> dict[str, Any]:
     """Write everything below a folder.
 
     Returns:
-        ``dicom`` and ``tree`` (folders), ``nii`` and ``nii_gz`` (files), ``epoch`` (a folder of as many links to the
-        ``.nii``), and the sizes.
+        ``dicom``, ``rle`` and ``tree`` (folders), ``nii`` and ``nii_gz`` (files), ``epoch`` (a folder of as
+        many links to the ``.nii``), and the sizes.
     """
     patient = _patient(sizes.size, sizes.dicom_slices)
     volume = patient.render(0)
     write_series(folder / "dicom", volume.hu, volume.scan, SEED, (patient.patient_id, patient.series_id(0), 1))
+    compress(folder / "dicom", folder / "rle")
     taken = np.arange(sizes.nifti_slices) * sizes.dicom_slices // sizes.nifti_slices
     affine = volume.affine
     affine[:3, 2] *= sizes.dicom_slices / sizes.nifti_slices
@@ -71,5 +84,5 @@ def make(folder: Path, sizes: Sizes) -> dict[str, Any]:
     for number in range(sizes.epoch):
         os.link(files["nii"], folder / "epoch" / f"volume{number}.nii")
     write_dataset(folder / "tree", patients=sizes.tree, options=TREE_OPTIONS, workers=1, progress=False)
-    places = {"dicom": folder / "dicom", "tree": folder / "tree", "epoch": folder / "epoch", **files}
+    places = {name: folder / name for name in ("dicom", "rle", "tree", "epoch")} | files
     return {name: str(path) for name, path in places.items()} | {"sizes": asdict(sizes)}

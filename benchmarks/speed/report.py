@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import figure, spread, table
-from .rows import CONTIGUOUS, IN_MEMORY, ORIGINAL, OURS, PERSISTENT
+from .rows import CONTIGUOUS, IN_MEMORY, ORIGINAL, OURS, PERSISTENT, QUANTITIES
 
 TITLE = "Speed beside the original and beside MONAI's caches"
 COMMAND = "python -m benchmarks.speed --out benchmarks/results/speed.json && python -m benchmarks.document"
@@ -44,6 +44,8 @@ def _ratio(row: Row) -> str:
     if row["ratio"] is None:
         return ""
     low = row["target"]["at_most"] is not None
+    if all(len(values) == 1 for values in row["variants"].values()):  # one run: no range
+        return f"{row['ratio']['median']:.3f}"
     return figure(row["ratio"], 3 if low else 1 if row["ratio"]["median"] >= 10 else 2)
 
 
@@ -80,42 +82,58 @@ def section(results: Mapping[str, Any]) -> str:
     sizes, rows = results["inputs"], results["rows"]
     judged = [row for row in rows if row["reached"] is not None]
     text = [
-        f"**Synthetic** input: a phantom of {sizes['size']} x {sizes['size']} pixels, as a DICOM series of"
-        f" {sizes['dicom_slices']} slices and as NIfTI of {sizes['nifti_slices']}. The bundles' own configs at their"
+        f"**Synthetic** input: a phantom of {sizes['size']} x {sizes['size']} pixels, as an uncompressed DICOM series"
+        f" of {sizes['dicom_slices']} slices and as NIfTI of {sizes['nifti_slices']}. The bundles' own configs at their"
         " default sizes. Medians with the smallest and largest value in brackets,"
-        f" {results['repeats']} runs each, what is compared taking turns in one process; a ratio is the first column's"
-        " value over the second's, run by run. One process reads, without workers, files in the page cache. All"
-        f" processes have the same threads ({results['machine']['threads']}) and the same settings of malloc"
-        f" ({', '.join(f'`{name}={value}`' for name, value in results['malloc'].items())}), so no gain is theirs."
+        f" {results['repeats']} runs each where nothing else is said, what is compared taking turns in one process; a"
+        " ratio is the first column's value over the second's, run by run. Reading is without workers where nothing"
+        f" else is said, of files in the page cache. All processes have the same threads"
+        f" ({results['machine']['threads']}). Where times are compared, both have the same settings of malloc"
+        f" ({', '.join(f'`{name}={value}`' for name, value in results['malloc'].items())}), so no gain is theirs;"
+        " seconds that are compared with nothing are under its default."
         f"\n\n{sum(row['reached'] for row in judged)} of {len(judged)} rows with a target reach it. The original's"
-        " structure is written again from its description (`benchmarks/reference.py`), and tests hold its numbers equal"
-        " to ours; with MONAI's caches (`benchmarks/monai_caches.py`) all that is deterministic is cached.\n"
+        " structure is written again from its description (`benchmarks/reference.py`);"
+        " `tests/benchmarks/test_reference.py` holds its labels, slices, crops, loss with gradient, moving average and"
+        " embeddings, and the classifier's logits in both memory formats, equal to ours. Not equal is its way to a"
+        " prepared volume: foreground by its own threshold, trilinear resizing. MONAI's caches"
+        " (`benchmarks/monai_caches.py`) hold what this way gives as uint8 slices, as our cache does ours.\n"
     ]  # fmt: skip
     for title in TARGETS:
-        text.append(f"### {title}\n\n{NOTES.get(title, '')}{as_text(_of(rows, title))}\n")
+        note = NOTES.get(title, "").format(epoch=sizes["epoch"], stalls=_runs(rows, "stall"))
+        text.append(f"### {title}\n\n{note}{as_text(_of(rows, title))}\n")
     return "\n".join([*text, f"![Ratios beside their targets](benchmarks/{PLOT})\n"])
 
 
 NOTES = {
     "1. data path": "From a file, or a cached volume, to the float crops and labels of a batch of one. The original's"
-    " chain has no cache: it takes at every step what it takes at the first.\n\n",
+    " chain has no cache: beside cached volumes it takes its turn with all that it does at every step. The target of"
+    " crops is judged by what the network takes, float copies on both sides; views are what they are copied from.\n\n",
     "2. pretraining step": "One volume a step: forward, backward, optimizer, moving average. In the original's"
     " structure the teacher's forward builds a graph. Its published loss does not stop the gradient into the teacher"
     " either, whose projector it trains so: rows that say so have that gradient, the others stop it at the teacher's"
     " embeddings, which is the harder comparison. Memory is all that a process of its own had resident at most,"
-    " libraries included, one process a variant.\n\n",
+    " libraries included, one process and one run a variant.\n\n",
     "3. classifier step": "Forward and backward of one series.\n\n",
     "4. a DICOM series to probabilities": "By the transforms and the network of the bundle's `inference.json`, decoding"
-    " included, imports and the reading of weights not; random weights.\n\n",
-    "5. what a step waits for": "Loss and moving average at batch 1 in seconds of a step; an epoch over cached volumes"
-    " with the bundle's own loader and workers, beside as many steps on one batch in memory.\n\n",
-    "Index and preparation": "Of a tree of small series, files listed afresh; of the DICOM series.\n\n",
+    " included, imports and the reading of weights not; random weights; malloc as glibc has it by default. Target and"
+    " stages are of the uncompressed series.\n\n",
+    "5. what a step waits for": "Loss and moving average at batch 1 in seconds of a step, each timed alone; epochs of"
+    " {epoch} cached volumes with the bundle's own loader and workers, which were started before, beside as many steps"
+    " on one batch in memory ({stalls} of each, in turns).\n\n",
+    "Index and preparation": "Of a tree of small series, files listed afresh; of the DICOM series; malloc as glibc has"
+    " it by default.\n\n",
 }
 
 
 def _find(rows: Sequence[Row], part: str, over: str, under: str | None = OURS) -> Row:
     wanted = {over} if under is None else {over, under}
     return next(row for row in rows if row["part"] == part and set(row["variants"]) == wanted)
+
+
+def _runs(rows: Sequence[Row], key: str) -> int:
+    """How often a quantity's variants were measured."""
+    name = next(quantity.name for quantity in QUANTITIES if quantity.key == key)
+    return next(len(values) for row in rows if row["quantity"] == name for values in row["variants"].values())
 
 
 def _times(row: Row) -> str:
@@ -135,7 +153,7 @@ def headline(results: Mapping[str, Any]) -> str:
         f" step is {_times(_find(rows, 'step', ORIGINAL))} faster than in the original's structure, at"
         f" {100 * share:.0f} % of its memory; a classifier step"
         f" {_times(_find(rows, 'classifier', CONTIGUOUS))} faster than in contiguous float32;"
-        f" {results['inputs']['dicom_slices']} DICOM slices become probabilities in {seconds:.1f} s"
+        f" {results['inputs']['dicom_slices']} uncompressed DICOM slices become probabilities in {seconds:.1f} s"
         f" ({results['machine']['cpu']})."
     )
 

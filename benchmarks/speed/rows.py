@@ -48,8 +48,8 @@ QUANTITIES = (
     Quantity("data", "cached", "volume to crops and labels, cached", IN_MEMORY),
     Quantity("data", "uncached .nii.gz", "volume to crops and labels, .nii.gz, no cache"),
     Quantity("data", "uncached .nii", "volume to crops and labels, .nii, no cache"),
-    Quantity("crops", "views", "crop and label, as the transform gives them", at_least=50),
-    Quantity("crops", "floats", "crop and label, copied to the float batch"),
+    Quantity("crops", "floats", "crop and label, copied to the float batch", at_least=50),
+    Quantity("crops", "views", "crop and label, as the transform gives them (views)"),
     Quantity("loss", "loss", "loss, forward and backward, batch 4"),
     Quantity("ema", "ema", "moving average of the teacher"),
     Quantity("step", "step", "pretraining step, batch 1", at_least=2.0),
@@ -60,8 +60,9 @@ QUANTITIES = (
     Quantity("stall", "stall", "epoch with its loader, beside one without data", "with loader", "without data",
              at_most=1.10),
     Quantity("classifier", "classifier", "classifier step", CONTIGUOUS, at_least=1.5),
-    Quantity("series", "series", "DICOM series to probabilities", OURS, None, at_most=15.0),
+    Quantity("series", "series", "DICOM series, uncompressed, to probabilities", OURS, None, at_most=15.0),
     *(Quantity("series", stage, f"of that: {stage}", OURS, None) for stage in STAGES),
+    Quantity("series", "series RLE", "the same series, RLE compressed, to probabilities", OURS, None),
     Quantity("index", "index", "index, a series of a tree", OURS, None),
     Quantity("index", "preparation", "preparation, a series, written to the cache", OURS, None),
 )  # fmt: skip
@@ -69,7 +70,7 @@ PARTS = tuple(dict.fromkeys(quantity.part for quantity in QUANTITIES))
 
 
 def timed(
-    actions: Mapping[str, Callable[[], Any]], repeats: int, calls: Mapping[str, int] | None = None
+    actions: Mapping[str, Callable[[], Any]], repeats: int, calls: Mapping[str, int] | None = None, warmup: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of one call, by `common.interleaved`; what is too short to be timed alone runs `calls` times in a row."""
     numbers = {name: (calls or {}).get(name, 1) for name in actions}
@@ -81,7 +82,7 @@ def timed(
 
         return run
 
-    seconds = interleaved({name: several(name) for name in actions}, repeats)
+    seconds = interleaved({name: several(name) for name in actions}, repeats, warmup)
     return {name: [value / numbers[name] for value in values] for name, values in seconds.items()}
 
 

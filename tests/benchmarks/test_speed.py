@@ -10,11 +10,18 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import RLELossless
 
-from benchmarks.speed.__main__ import main
+from benchmarks.common import MALLOC
+from benchmarks.speed.__main__ import ABSOLUTE, _processes, allocator, main
+from benchmarks.speed.inputs import Sizes, compress
 from benchmarks.speed.report import TARGETS, as_text, headline, plots, section
 from benchmarks.speed.rows import ORIGINAL, OURS, PARTS, QUANTITIES, WITH_GRADIENT, rows, timed
+from demo.dataset import Options, make_patient
+from demo.dicom import write_series
 
 
 def example() -> dict[str, Any]:
@@ -28,7 +35,8 @@ def example() -> dict[str, Any]:
         if quantity.under:
             found.setdefault(quantity.under, other)
     return {
-        "repeats": 3, "malloc": {"A": "1"}, "inputs": {"size": 512, "dicom_slices": 300, "nifti_slices": 120},
+        "repeats": 3, "malloc": {"A": "1"},
+        "inputs": {"size": 512, "dicom_slices": 300, "nifti_slices": 120, "epoch": 12},
         "machine": {"cpu": "a processor", "threads": "default (2)"}, "rows": rows(measured),
     }  # fmt: skip
 
@@ -71,6 +79,44 @@ def test_the_report_counts_what_is_missed() -> None:
     assert "MISSED" not in section(better)
 
 
+def test_crops_are_judged_by_what_the_network_takes() -> None:
+    """The original's crops are float copies: views beside them are not the same work."""
+    judged = [quantity.key for quantity in QUANTITIES if quantity.part == "crops" and quantity.at_least]
+    assert judged == ["floats"]
+
+
+def test_one_run_has_no_range() -> None:
+    lines = as_text(rows({"memory": {OURS: [600.0], ORIGINAL: [1000.0], WITH_GRADIENT: [900.0]}})).splitlines()
+    assert "| 0.600 | at most 0.65 | reached |" in lines[2]
+    assert "(" not in lines[2]
+
+
+def test_seconds_that_are_compared_with_nothing_are_under_the_default_malloc() -> None:
+    absolute = {quantity.part for quantity in QUANTITIES if quantity.under is None}
+    assert absolute == set(ABSOLUTE)
+    assert not any(quantity.under for quantity in QUANTITIES if quantity.part in ABSOLUTE)
+    for _, parts, _ in _processes(list(PARTS), smoke=False):
+        assert allocator(parts) == ({} if set(parts) <= absolute else MALLOC)
+
+
+def test_the_epoch_is_longer_than_what_its_workers_fetch_ahead(root) -> None:
+    workers = json.loads((root / "bundles/voco2d_pretrain/configs/train.json").read_text())["num_workers"]
+    assert Sizes().epoch > 2 * workers
+
+
+def test_a_compressed_series_has_the_same_pixels(tmp_path) -> None:
+    patient = make_patient(0, 0, Options(size=32, slices=8, series_per_patient=1.0))
+    volume = patient.render()
+    write_series(tmp_path / "dicom", volume.hu, volume.scan, 0, (1, 2, 3))
+    compress(tmp_path / "dicom", tmp_path / "rle")
+    for file in (tmp_path / "dicom").iterdir():
+        plain, small = pydicom.dcmread(file), pydicom.dcmread(tmp_path / "rle" / file.name)
+        assert (plain.file_meta.TransferSyntaxUID.is_compressed, small.file_meta.TransferSyntaxUID) == (
+            False, RLELossless
+        )  # fmt: skip
+        assert np.array_equal(plain.pixel_array, small.pixel_array)
+
+
 def test_every_part_is_in_one_table() -> None:
     parts = [part for parts in TARGETS.values() for part in parts]
     assert sorted(parts) == sorted(PARTS)
@@ -81,7 +127,7 @@ def test_the_headline_names_both_baselines_and_the_machine() -> None:
     assert text.startswith("Speed: a prepared volume comes 2.0 x faster than by the original's chain")
     assert "MONAI's PersistentDataset" in text
     assert "at 50 % of its memory" in text
-    assert "300 DICOM slices become probabilities in 2.0 s (a processor)." in text
+    assert "300 uncompressed DICOM slices become probabilities in 2.0 s (a processor)." in text
 
 
 @pytest.mark.parametrize("argv", [["--only", "step", "--out", "x.json"], ["--repeats", "0"], ["--only", "nothing"]])
@@ -104,7 +150,8 @@ def test_it_runs(root, tmp_path) -> None:
     for row in results["rows"]:
         assert all(value > 0 for values in row["variants"].values() for value in values), row
     stages = {row["quantity"]: row["variants"][OURS] for row in results["rows"] if row["part"] == "series"}
-    whole = stages.pop("DICOM series to probabilities")
+    stages.pop("the same series, RLE compressed, to probabilities")
+    whole = stages.pop("DICOM series, uncompressed, to probabilities")
     assert [sum(values) for values in zip(*stages.values(), strict=True)] == pytest.approx(whole, rel=1e-6)
     assert as_text(results["rows"]) in done.stdout
     plots(results, tmp_path / "plots")
