@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ SMALL_RSNA = {
 logger = logging.getLogger(MODULE)
 
 
-def measure(options: dict[str, Any], device: str, smoke: bool, work: Path) -> dict[str, Any]:
-    """All parts, each in a process of its own."""
+def measure(options: dict[str, Any], device: str, smoke: bool, work: Path) -> Iterator[dict[str, Any]]:
+    """Part after part, each in a process of its own."""
     tree = write_tree(work / "tree", options["volumes"], *TINY)
     common = {"device": device, "num_workers": options["workers"], "output_root": str(work / "out")}
     trained = common | {"dataset_dir": str(tree), "seed": 0}
@@ -78,18 +78,13 @@ def measure(options: dict[str, Any], device: str, smoke: bool, work: Path) -> di
         "inference": (RSNA, "infer", timing | {"overrides": inference}),
     }
     if not smoke:
-        return {name: _alone(name, *task) for name, task in tasks.items()}
-    found: dict[str, Any] = {}
+        for name, (bundle, function, task) in tasks.items():
+            yield {name: in_bundle(bundle, f"{MODULE}.parts:{function}", task)}
+            logger.info("%s: done", name)
+        return
     for bundle in (VOCO, RSNA):  # one process a bundle: imports would take nearly all of a smoke run
         own = {name: (function, task) for name, (owner, function, task) in tasks.items() if owner == bundle}
-        found |= in_bundle(bundle, f"{MODULE}.parts:several", {"tasks": own})["found"]
-    return found
-
-
-def _alone(name: str, bundle: str, function: str, task: dict[str, Any]) -> dict[str, Any]:
-    found = in_bundle(bundle, f"{MODULE}.parts:{function}", task)
-    logger.info("%s: done", name)
-    return found
+        yield in_bundle(bundle, f"{MODULE}.parts:several", {"tasks": own})["found"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,8 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = (SMOKE if arguments.smoke else FULL) | given
     results = header(MODULE, argv, arguments.smoke) | {"device": arguments.device, "options": options}
     with tempfile.TemporaryDirectory() as folder:
-        results |= measure(options, arguments.device, arguments.smoke, Path(folder))
-    write(arguments.out, results)
+        for found in measure(options, arguments.device, arguments.smoke, Path(folder)):
+            results |= found
+            write(arguments.out, results)  # what a later part that fails leaves
 
 
 if __name__ == "__main__":

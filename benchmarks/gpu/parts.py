@@ -5,7 +5,9 @@ loader, and one series' inference."""
 
 from __future__ import annotations
 
+import gc
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,7 @@ VARIANTS: dict[str, dict[str, bool]] = {
     COMPILED: {"amp": True, "channels_last": True, "compiled": True},
 }
 SKIPPED = "not tried on a CPU"
+ERRORS = (RuntimeError, OSError, ImportError)  # no memory (torch.OutOfMemoryError is a RuntimeError), no compiler
 PRODUCTS = 10  # matrix products a timing of the peak
 Task = dict[str, Any]
 
@@ -99,13 +102,32 @@ def steps(task: Task) -> dict[str, Any]:
             batch = ready[name].resident() if batch is None else batch
             ready[name].run([batch] * 3)
             found[name] = {"peak_mb": _peak_memory(device, before)}
-        except (RuntimeError, OSError, ImportError) as error:  # no compiler, no memory: the others are still measured
-            ready.pop(name, None)
-            found[name] = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
-    actions = {name: lambda own=own: own.run([batch] * task["steps"]) for name, own in ready.items()}
-    for name, seconds in interleaved(actions, task["repeats"]).items():
-        found[name]["runs"] = [value / task["steps"] for value in seconds]
-    return {"variants": found, "flop": _flop(ready[EAGER], batch), "batch_size": task["overrides"]["batch_size"]}
+        except ERRORS as error:
+            found[name] = _give_up(ready, name, error)
+
+    def turn(name: str) -> None:
+        if name in ready:
+            try:
+                ready[name].run([batch] * task["steps"])
+            except ERRORS as error:
+                found[name] = _give_up(ready, name, error)
+
+    seconds = interleaved({name: lambda name=name: turn(name) for name in list(ready)}, task["repeats"])
+    for name in ready:  # those that got through
+        found[name]["runs"] = [value / task["steps"] for value in seconds[name]]
+    return {"variants": found, "flop": _flop(ready, batch), "batch_size": task["overrides"]["batch_size"]}
+
+
+def _give_up(ready: dict[str, Steps], name: str, error: Exception) -> dict[str, str]:
+    """Free what a variant held; the others are still measured."""
+    ready.pop(name, None)
+    lines = str(error).strip().splitlines() or ["no message"]
+    said = f"{type(error).__name__}: {lines[0][:200]}"
+    traceback.clear_frames(error.__traceback__)  # they hold its tensors
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {"failed": said}
 
 
 def _reset_memory(device: torch.device) -> float:
@@ -121,12 +143,21 @@ def _peak_memory(device: torch.device, before: float) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 1e6 - before if device.type == "cuda" else None
 
 
-def _flop(own: Steps, batch: Mapping[str, Any]) -> int:
+def _flop(ready: Mapping[str, Steps], batch: Mapping[str, Any] | None) -> int | None:
+    """Of one step, alike in all variants: by the first that ran, but none that was compiled, whose operations the
+    counter does not see. None where none can be counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
-        own.step(batch)
-    return counter.get_total_flops()
+    for own in ready.values():
+        if own.compiled:
+            continue
+        try:
+            with FlopCounterMode(display=False) as counter:
+                own.step(batch)
+        except ERRORS:
+            continue
+        return counter.get_total_flops()
+    return None
 
 
 def peaks(task: Task) -> dict[str, Any]:

@@ -39,53 +39,69 @@ def measured(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: found for name, found in part["variants"].items() if "runs" in found}
 
 
-def fastest(part: dict[str, Any]) -> str:
+def gain(part: dict[str, Any], name: str, over: str = EAGER) -> dict[str, float] | None:
+    """How many times faster than another variant; None where one of both did not run."""
+    ran = measured(part)
+    return ratio(ran[over]["runs"], ran[name]["runs"]) if name in ran and over in ran else None
+
+
+def shown(value: dict[str, float] | None) -> str:
+    """A ratio, if there is one."""
+    return "unknown" if value is None else figure(value)
+
+
+def fastest(part: dict[str, Any]) -> str | None:
     """The variant whose median step took least."""
-    return min(measured(part), key=lambda name: spread(part["variants"][name]["runs"])["median"])
+    ran = measured(part)
+    return min(ran, key=lambda name: spread(ran[name]["runs"])["median"], default=None)
 
 
 def variants(results: dict[str, Any], part: dict[str, Any]) -> str:
     """A table of training steps."""
-    size, eager, lines = part["batch_size"], part["variants"][EAGER]["runs"], []
+    size, lines = part["batch_size"], []
     for name, found in part["variants"].items():
         if "runs" not in found:
             lines.append([name, f"failed: {found['failed']}", "", "", "", ""])
             continue
         seconds = spread(found["runs"])
-        share = part["flop"] / seconds["median"] / peak_of(name, results)
+        known = part["flop"] is not None and "peaks" in results
+        share = f"{100 * part['flop'] / seconds['median'] / peak_of(name, results):.1f} %" if known else "unknown"
         memory = "" if found["peak_mb"] is None else f"{found['peak_mb']:,.0f}"
         milliseconds = spread([1000 * value for value in found["runs"]])
         volumes = spread([size / value for value in found["runs"]])
-        lines.append([name, figure(milliseconds, 1), figure(volumes, 1), figure(ratio(eager, found["runs"])),
-                      f"{100 * share:.1f} %", memory])  # fmt: skip
+        lines.append([name, figure(milliseconds, 1), figure(volumes, 1), shown(gain(part, name)), share, memory])
     return table(["variant", "ms a step", "volumes a second", "times eager fp32", "share of peak", "peak MB"], lines)
 
 
-def default_or_best(part: dict[str, Any]) -> str:
-    """Is what train.json does the fastest?"""
+def default_and_best(part: dict[str, Any]) -> str:
+    """What train.json does beside the fastest, which is said and not judged."""
     best = fastest(part)
+    if best is None:
+        return "- no variant ran"
     if DEFAULT not in measured(part):
-        return f"- {DEFAULT}, the config's default, failed; fastest: {best}"
-    gain = ratio(part["variants"][DEFAULT]["runs"], part["variants"][best]["runs"])
-    said = "it is the fastest" if best == DEFAULT else f"fastest: {best}, {figure(gain)} times as fast"
+        return f"- {DEFAULT}, the config's default on CUDA, failed; fastest: {best}"
+    more = gain(part, best, DEFAULT)
+    said = "it is the fastest" if best == DEFAULT else f"fastest: {best}, {shown(more)} times as fast"
     return f"- {DEFAULT} is the config's default on CUDA; {said}"
 
 
 def pretraining(results: dict[str, Any]) -> str:
     """Variants of the pretraining step."""
     part = results["pretraining"]
-    size, best = part["batch_size"], fastest(part)
-    gain = ratio(part["variants"][EAGER]["runs"], part["variants"][best]["runs"])
-    peaks = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in results["peaks"]["flop_per_second"].items())
+    size, found = part["batch_size"], gain(part, DEFAULT)
+    peaks = results.get("peaks", {"flop_per_second": {}})["flop_per_second"]
+    listed = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in peaks.items()) or "unmeasured"
+    operations = "an unknown number of" if part["flop"] is None else f"{part['flop'] / size:,.0f}"
+    judged = "unknown, one of both failed" if found is None else verdict(found["median"] >= SPEED_UP)
     return "\n\n".join([
         "### A pretraining step",
         f"The bundle's own trainer on one resident batch of {size} volumes at the config's sizes, "
-        f"{part['flop'] / size:,.0f} floating-point operations a volume. Share of peak: of this "
-        f"machine's own large matrix products ({peaks} TFLOP/s), in TF32 for fp32 where cuDNN may use it. "
+        f"{operations} floating-point operations a volume. Share of peak: of this "
+        f"machine's own large matrix products ({listed} TFLOP/s), in TF32 for fp32 where cuDNN may use it. "
         "Peak memory is what PyTorch allocated for the variant.",
         variants(results, part),
-        f"- fastest: {best}, {figure(gain)} times eager fp32 (target: at least {SPEED_UP:.0f}): "
-        f"{verdict(gain['median'] >= SPEED_UP)}\n{default_or_best(part)}",
+        f"- the config's default, {DEFAULT}: {shown(found)} times eager fp32 (target: at least {SPEED_UP:.0f}): "
+        f"{judged}\n{default_and_best(part)}",
         f"![A pretraining step](benchmarks/{PLOT})",
     ])  # fmt: skip
 
@@ -116,42 +132,57 @@ def loader(results: dict[str, Any]) -> str:
 
 
 def classifier(results: dict[str, Any]) -> str:
-    """Training steps and one series."""
-    part, runs = results["classifier"], results["inference"]["runs"]
-    seconds, number = spread(runs["without decoding"]), results["inference"]["slices"]
-    lines = [[name, figure(spread(values))] for name, values in runs.items()]
-    target = f" (target for {SLICES} slices: at most {SECONDS:.0f} s): {verdict(seconds['median'] <= SECONDS)}"
+    """Training steps of the classifier."""
+    part = results["classifier"]
     return "\n\n".join([
         "### A classifier step",
         f"The bundle's own trainer on one resident batch of {part['batch_size']} series at the config's sizes.",
         variants(results, part),
-        default_or_best(part),
+        default_and_best(part),
+    ])  # fmt: skip
+
+
+def inference(results: dict[str, Any]) -> str:
+    """One series."""
+    runs, number = results["inference"]["runs"], results["inference"]["slices"]
+    seconds = spread(runs["without decoding"])
+    lines = [[name, figure(spread(values))] for name, values in runs.items()]
+    target = f" (target for {SLICES} slices: at most {SECONDS:.0f} s): {verdict(seconds['median'] <= SECONDS)}"
+    return "\n\n".join([
         "### A series to probabilities",
-        f"A DICOM series of {number} slices, random weights: decoding, preprocessing on the CPU, and preprocessing "
-        "with the network.",
+        f"A DICOM series of {number} uncompressed slices, random weights: decoding, preprocessing on the CPU, and "
+        "preprocessing with the network.",
         table(["step", "seconds"], lines),
         f"- without decoding {seconds['median']:.2f} s{target if number == SLICES else ''}",
     ])  # fmt: skip
 
 
+PARTS = {"pretraining": pretraining, "loader": loader, "classifier": classifier, "inference": inference}
+
+
 def section(results: dict[str, Any]) -> str:
-    """Markdown."""
+    """Markdown; a run that ended early has left parts out."""
     opening = (
         f"**Synthetic** series on {results['machine']['gpu']}. Median (and range) over {results['options']['repeats']} "
         "timings in turns, each up to a synchronisation with the device."
     )
-    return "\n\n".join([opening, pretraining(results), loader(results), classifier(results)]) + "\n"
+    told = [
+        part(results) if name in results else f"### {name.capitalize()}\n\n**Unmeasured**: the run ended before."
+        for name, part in PARTS.items()
+    ]
+    return "\n\n".join([opening, *told]) + "\n"
 
 
 def headline(results: dict[str, Any]) -> str | None:
-    """Volumes a second of pretraining, and its gain over eager fp32."""
-    part = results["pretraining"]
-    best = fastest(part)
-    runs = part["variants"][best]["runs"]
-    rate = spread([part["batch_size"] / value for value in runs])
-    gain = ratio(part["variants"][EAGER]["runs"], runs)
+    """Volumes a second of pretraining as the config does it, and its gain over eager fp32."""
+    part = results.get("pretraining")
+    if part is None or DEFAULT not in measured(part):
+        return None
+    rate = spread([part["batch_size"] / value for value in part["variants"][DEFAULT]["runs"]])
+    more = gain(part, DEFAULT)
+    times = "" if more is None else f", {more['median']:.1f} times eager fp32"
     return (
-        f"GPU: pretraining at {rate['median']:,.0f} volumes a second ({best}), {gain['median']:.1f} times eager fp32 "
+        f"GPU: pretraining by the default config ({DEFAULT}) at {rate['median']:,.0f} volumes a second{times} "
         f"({results['machine']['gpu']}, synthetic series)."
     )
 
@@ -161,7 +192,7 @@ def plots(results: dict[str, Any], folder: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    part = results["pretraining"]
+    part = results.get("pretraining", {"variants": {}})
     rates = {name: spread([part["batch_size"] / v for v in found["runs"]]) for name, found in measured(part).items()}
     names, middle = list(rates), [rate["median"] for rate in rates.values()]
     ranges = [[r["median"] - r["low"] for r in rates.values()], [r["high"] - r["median"] for r in rates.values()]]

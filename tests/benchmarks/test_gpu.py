@@ -15,7 +15,8 @@ from transforms.voco import RandVoCoCrop, RandVoCoCropd
 from workflow.dataset import collate_plain
 
 from benchmarks.common import ROOT, header
-from benchmarks.gpu import report
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import parts, report
 from benchmarks.gpu.__main__ import FULL, MEANING, SMOKE, main
 from benchmarks.gpu.parts import COMPILED, DEFAULT, EAGER, FASTEST, SKIPPED, VARIANTS, DeviceCrops
 
@@ -72,7 +73,7 @@ def test_what_is_said_follows_from_the_figures() -> None:
     assert line in text
     assert f"| {FASTEST} | 20.0 (20.0 to 20.0) | 800.0 (800.0 to 800.0) | 4.00 (4.00 to 4.00) | 20.0 % |" in text
     assert f"| {COMPILED} | failed: RuntimeError: no compiler |" in text
-    assert "4.00 (4.00 to 4.00) times eager fp32 (target: at least 2): reached" in text
+    assert f"default, {DEFAULT}: 2.00 (2.00 to 2.00) times eager fp32 (target: at least 2): reached" in text
     assert (
         f"- {DEFAULT} is the config's default on CUDA; fastest: fp32, channels_last, 2.00 (2.00 to 2.00) times" in text
     )
@@ -82,6 +83,86 @@ def test_what_is_said_follows_from_the_figures() -> None:
     slow = report.section(results_of(dict.fromkeys(VARIANTS, 0.05) | {EAGER: 0.08, DEFAULT: 0.045}))
     assert "1.78 (1.78 to 1.78) times eager fp32 (target: at least 2): **MISSED**" in slow
     assert "it is the fastest" in slow
+
+
+def test_the_default_config_is_judged_and_not_the_fastest() -> None:
+    results = results_of(dict.fromkeys(VARIANTS, 0.02) | {EAGER: 0.08, DEFAULT: 0.05})
+    results["pretraining"]["variants"][COMPILED] = {"runs": [0.01, 0.01], "peak_mb": 1000.0}
+    text = report.section(results)
+    assert f"default, {DEFAULT}: 1.60 (1.60 to 1.60) times eager fp32 (target: at least 2): **MISSED**" in text
+    assert f"fastest: {COMPILED}, 5.00 (5.00 to 5.00) times as fast" in text
+    expected = f"GPU: pretraining by the default config ({DEFAULT}) at 320 volumes a second, 1.6 times eager fp32"
+    assert report.headline(results).startswith(expected)
+
+
+@pytest.mark.parametrize("lost", [EAGER, DEFAULT, None])
+def test_a_variant_or_a_part_that_failed_leaves_a_report(lost: str | None, tmp_path) -> None:
+    results = results_of(dict.fromkeys(VARIANTS, 0.02))
+    for name in VARIANTS if lost is None else [lost]:
+        results["pretraining"]["variants"][name] = {"failed": "OutOfMemoryError: all of it"}
+    if lost is None:
+        results["pretraining"]["flop"] = None
+    text = report.section(results)
+    assert f"| {lost or EAGER} | failed: OutOfMemoryError: all of it |" in text
+    assert f"default, {DEFAULT}: unknown times eager fp32 (target: at least 2): unknown, one of both failed" in text
+    told = report.headline(results)
+    assert told is None if lost != EAGER else "at 800 volumes a second (" in told
+    report.plots(results, tmp_path)
+    for part in ("peaks", "pretraining", "loader", "classifier", "inference"):
+        ended = {name: value for name, value in results.items() if name != part}
+        assert report.section(ended).count("**Unmeasured**") == (part != "peaks")
+        report.headline(ended)
+        report.plots(ended, tmp_path)
+
+
+class Failing:
+    """Steps that fail at a certain call, by variant."""
+
+    def __init__(self, task: dict, variant: dict) -> None:
+        self.name = next(name for name, options in VARIANTS.items() if options is variant)
+        self.compiled, self.calls = False, 0
+        if self.name == EAGER:
+            raise torch.OutOfMemoryError("no room for the weights\nand more")
+
+    def resident(self) -> dict:
+        return {"image": torch.ones(4, 4)}
+
+    def step(self, batch: dict) -> None:
+        batch["image"] @ batch["image"]
+
+    def run(self, batches: list) -> None:
+        self.calls += 1
+        if self.name == FASTEST and self.calls == 3:  # first is the trial, second the warm-up
+            raise torch.OutOfMemoryError("fragments")
+
+
+def test_a_variant_that_fails_leaves_the_others_measured(monkeypatch) -> None:
+    monkeypatch.setattr(parts, "Steps", Failing)
+    task = {"overrides": {"device": "cpu", "batch_size": 2}, "steps": 1, "repeats": 3,
+            "variants": [EAGER, FASTEST, DEFAULT]}  # fmt: skip
+    found = parts.steps(task)
+    assert found["variants"][EAGER] == {"failed": "OutOfMemoryError: no room for the weights"}
+    assert found["variants"][FASTEST] == {"failed": "OutOfMemoryError: fragments"}
+    assert len(found["variants"][DEFAULT]["runs"]) == 3
+    assert found["flop"] == 2 * 4**3
+    assert parts.steps(task | {"variants": [EAGER]})["flop"] is None
+
+
+def test_a_part_that_fails_leaves_those_before_it(monkeypatch, tmp_path) -> None:
+    def in_bundle(bundle: str, function: str, task: dict) -> dict:
+        if function.endswith(":stall"):
+            raise RuntimeError("ended")
+        return {"of": function}
+
+    monkeypatch.setattr(gpu, "in_bundle", in_bundle)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "header", lambda *_: {})
+    words = ["--out", str(tmp_path / "gpu.json"), "--volumes", "1", "--slices", "8", "--size", "32"]
+    with pytest.raises(RuntimeError, match="ended"):
+        main(words)
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert {"peaks", "pretraining"} <= set(results)
+    assert not {"loader", "classifier", "inference"} & set(results)
 
 
 def test_every_option_has_its_line() -> None:
@@ -106,4 +187,4 @@ def test_it_works_on_a_cpu(tmp_path) -> None:
     report.plots(results, plots)
     assert f"(benchmarks/{report.PLOT})" in text
     assert 5_000 < (plots / report.PLOT).stat().st_size < 60_000
-    assert "GPU: pretraining at" in report.headline(results)
+    assert "GPU: pretraining by the default config" in report.headline(results)
