@@ -17,17 +17,17 @@ COMMAND = "python -m benchmarks.growth --out benchmarks/results/growth.json"
 LINEAR = 1.1  # the largest exponent that counts as linear: 26 % more than ten times the time for ten times the work
 MEMORY = 10.0  # MB for 1,000 series more: target
 INTRODUCTION = """**Synthetic** data. Each line is a process of its own; its peak memory is the largest resident memory,
-libraries included. Seconds are without imports: median (and range) of up to three runs, one where a run
-takes over 30 s. Files are in the page cache. The exponent p of seconds ~ x^p is a least-squares fit over all runs, with
-its 95 % interval; what does not grow (the start of a run) lowers it, so the exponent between the two largest x is
-given too."""
+libraries included. Malloc is as glibc has it by default. Seconds are without imports: median (and range) of up to three
+runs, one where a run takes over 30 s. Files are in the page cache. The exponent p of seconds ~ x^p is a least-squares
+fit over all runs, with its 95 % interval; what does not grow (the start of a run) lowers it, so the exponent between
+the two largest x is given too."""
 # part -> heading, what x is, what it was measured on
 PARTS = {
     "slices": (
         "Slices of a series",
         "slices",
-        "One DICOM series of {long_size} x {long_size} pixels: from its files to predictions.csv (inference.json of "
-        "the classifier, random weights), and prepared for pretraining (prepare.json); the configs' default sizes.",
+        "One uncompressed DICOM series of {long_size} x {long_size} pixels: from its files to predictions.csv "
+        "(inference.json of the classifier, random weights), and prepared for pretraining (prepare.json); the configs' default sizes.",
     ),
     "series": (
         "Series of a tree",
@@ -174,8 +174,8 @@ def headline(results: dict[str, Any]) -> str | None:
     slope = 1000 * max(memory_slope(rows).slope for rows in series.values())
     fewest, most = (next(iter(series.values()))[place]["x"] for place in (0, -1))
     return (
-        f"Cost: a DICOM series of {few['x']:,} slices takes {few['seconds']['median']:.1f} s from files to "
-        f"probabilities, one of {many['x']:,} {many['seconds']['median']:.1f} s; index, check and preparation of "
+        f"Cost: an uncompressed DICOM series of {few['x']:,} slices takes {few['seconds']['median']:.1f} s from files "
+        f"to probabilities, one of {many['x']:,} {many['seconds']['median']:.1f} s; index, check and preparation of "
         f"{fewest:,} to {most:,} series take at most {slope:.1f} MB more for 1,000 series more "
         f"({results['machine']['cpu']}, synthetic series)."
     )

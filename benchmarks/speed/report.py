@@ -138,7 +138,7 @@ def _runs(rows: Sequence[Row], key: str) -> int:
 
 def _times(row: Row) -> str:
     value = row["ratio"]["median"]
-    return f"{value:,.0f} x" if value >= 10 else f"{value:.1f} x"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -147,12 +147,12 @@ def headline(results: Mapping[str, Any]) -> str:
     share = _find(rows, "memory", OURS, ORIGINAL)["ratio"]["median"]
     seconds = statistics.median(_find(rows, "series", OURS, None)["variants"][OURS])
     return (
-        f"Speed: a prepared volume comes {_times(_find(rows, 'data', ORIGINAL))} faster than by the original's chain,"
-        f" which has no cache, and {_times(_find(rows, 'data', PERSISTENT))} faster than from MONAI's"
-        f" PersistentDataset ({_times(_find(rows, 'data', IN_MEMORY))} than from its CacheDataset); a pretraining"
-        f" step is {_times(_find(rows, 'step', ORIGINAL))} faster than in the original's structure, at"
-        f" {100 * share:.0f} % of its memory; a classifier step"
-        f" {_times(_find(rows, 'classifier', CONTIGUOUS))} faster than in contiguous float32;"
+        f"Speed: a prepared volume comes {_times(_find(rows, 'data', ORIGINAL))} times as fast as by the original's"
+        f" chain, which has no cache, {_times(_find(rows, 'data', PERSISTENT))} times as fast as from MONAI's"
+        f" PersistentDataset and {_times(_find(rows, 'data', IN_MEMORY))} times as fast as from its CacheDataset, which"
+        f" holds all in memory; a pretraining step is {_times(_find(rows, 'step', ORIGINAL))} times as fast as in the"
+        f" original's structure, at {100 * share:.0f} % of its memory; a classifier step"
+        f" {_times(_find(rows, 'classifier', CONTIGUOUS))} times as fast as in contiguous float32;"
         f" {results['inputs']['dicom_slices']} uncompressed DICOM slices become probabilities in {seconds:.1f} s"
         f" ({results['machine']['cpu']})."
     )

@@ -19,7 +19,7 @@ from benchmarks.common import MALLOC
 from benchmarks.speed.__main__ import ABSOLUTE, _processes, allocator, main
 from benchmarks.speed.inputs import Sizes, compress
 from benchmarks.speed.report import TARGETS, as_text, headline, plots, section
-from benchmarks.speed.rows import ORIGINAL, OURS, PARTS, QUANTITIES, WITH_GRADIENT, rows, timed
+from benchmarks.speed.rows import IN_MEMORY, ORIGINAL, OURS, PARTS, QUANTITIES, WITH_GRADIENT, rows, timed
 from demo.dataset import Options, make_patient
 from demo.dicom import write_series
 
@@ -124,10 +124,17 @@ def test_every_part_is_in_one_table() -> None:
 
 def test_the_headline_names_both_baselines_and_the_machine() -> None:
     text = headline(example())
-    assert text.startswith("Speed: a prepared volume comes 2.0 x faster than by the original's chain")
+    assert text.startswith("Speed: a prepared volume comes 2.0 times as fast as by the original's chain")
     assert "MONAI's PersistentDataset" in text
     assert "at 50 % of its memory" in text
     assert "300 uncompressed DICOM slices become probabilities in 2.0 s (a processor)." in text
+
+
+def test_a_headline_of_what_is_slower_says_so() -> None:
+    results = example()
+    row = next(row for row in results["rows"] if IN_MEMORY in row["variants"])
+    row["ratio"] = {"median": 0.25, "low": 0.2, "high": 0.3}
+    assert "0.25 times as fast as from its CacheDataset" in headline(results)
 
 
 @pytest.mark.parametrize("argv", [["--only", "step", "--out", "x.json"], ["--repeats", "0"], ["--only", "nothing"]])
