@@ -27,7 +27,8 @@ PARTS = {
         "Slices of a series",
         "slices",
         "One uncompressed DICOM series of {long_size} x {long_size} pixels: from its files to predictions.csv "
-        "(inference.json of the classifier, random weights), and prepared for pretraining (prepare.json); the configs' default sizes.",
+        "(inference.json of the classifier, random weights), and prepared for pretraining (prepare.json); the configs' "
+        "default sizes.",
     ),
     "series": (
         "Series of a tree",
