@@ -14,11 +14,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import common
 
-from .plan import load_plan
+from .plan import WORKER_THREADS, load_plan
 
 MODULE = "benchmarks.label_efficiency"
 
@@ -30,6 +31,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes; 1 works in this one")
     parser.add_argument("--status", action="store_true", help="show validation figures so far and what is left")
     parser.add_argument("--read-test", action="store_true", help="read the test set, once, and write --out")
+    parser.add_argument("--without", nargs="+", default=[], metavar="VARIANT",
+                        help="with --read-test: variants that are missing and stay so")  # fmt: skip
     found = parser.parse_args(argv)
     if found.work is None and not found.smoke:
         parser.error("--work: expected a folder for the study")
@@ -44,27 +47,32 @@ def run(folder: Path, smoke: bool, workers: int) -> None:
     Raises:
         RuntimeError: a worker failed; the others go on to the end first.
     """
+    from .state import Study
+
+    study = Study(folder, load_plan(smoke))
+    study.forget_failures()
     if workers == 1:
-        from .state import Study
         from .work import work
 
-        work(Study(folder, load_plan(smoke)))
+        work(study)
         return
     words = [sys.executable, "-m", MODULE, "--work", str(folder), "--workers", "1", *(["--smoke"] if smoke else [])]
-    environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | common.MALLOC | dict(os.environ)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | common.MALLOC | dict(os.environ)
+    environment["OMP_NUM_THREADS"] = str(WORKER_THREADS)
     started = [subprocess.Popen(words, cwd=common.ROOT, env=environment) for _ in range(workers)]
     codes = [process.wait() for process in started]
     if any(codes):
         raise RuntimeError(f"workers ended with {codes}: run the same command again once the fault is gone")
 
 
-def read(folder: Path, smoke: bool, out: Path | None, argv: list[str] | None) -> None:
+def read(folder: Path, smoke: bool, out: Path | None, argv: list[str] | None, without: Sequence[str] = ()) -> None:
     """Read the test set and write the results."""
     from .read_test import read_test
     from .state import Study
 
-    found = read_test(Study(folder, load_plan(smoke)))
-    common.write(out, common.header(MODULE, argv, smoke) | found)
+    found = common.header(MODULE, argv, smoke) | read_test(Study(folder, load_plan(smoke)), without)
+    found["machine"]["threads"] = f"{WORKER_THREADS} in each worker (OMP_NUM_THREADS)"
+    common.write(out, found)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
 
         sys.stdout.write(status(Study(folder, load_plan(options.smoke)), options.workers) + "\n")
     elif options.read_test:
-        read(folder, options.smoke, options.out, argv)
+        read(folder, options.smoke, options.out, argv, options.without)
     else:
         run(folder, options.smoke, options.workers)
 

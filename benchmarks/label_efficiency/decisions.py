@@ -1,6 +1,6 @@
 # Copyright (c) the 2D-VoCo bundles authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the plan's rules say of the results: which variant becomes the default, where pretraining is said to help."""
+"""What the plan's rules say of the results: which variant passes, where pretraining is said to help."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
+from .figures import CONFIDENCE
 from .plan import FIRST_LEVEL
+from .pretexts import CONTROL
 from .read_test import REFERENCE
 
 Results = Mapping[str, Any]
@@ -32,12 +35,31 @@ def hurts(comparison: Mapping[str, Any]) -> dict[str, bool]:
     return {"seeds": over_seeds is not None and over_seeds < 0, "patients": over_patients < 0}
 
 
+def control_is_no_worse(results: Results, comparison: Mapping[str, Any]) -> bool:
+    """Whether the control's mean is at least that of scratch where this comparison was made. Elsewhere the control is
+    harmful, and a gain over it shows nothing of the position task."""
+    where = {key: comparison[key] for key in ("level", "mode", "rate")}
+    found = find_comparison(results, one=CONTROL, two="scratch", **where)
+    return found is not None and found["test_mAP"]["mean"] >= 0
+
+
+def above_by_chance(comparisons: int) -> float:
+    """How many intervals are expected to lie above 0 (and as many below) where nothing differs."""
+    return comparisons * (1 - CONFIDENCE) / 2
+
+
+def odds_of_a_null_variant(seeds: int) -> float:
+    """Probability that the mean gain over the seeds exceeds its standard deviation where there is no gain: then the t
+    statistic exceeds the root of the number of seeds."""
+    return float(stats.t.sf(np.sqrt(seeds), seeds - 1))
+
+
 def judge_variants(results: Results) -> list[dict[str, Any]]:
     """Of each variant that was run at all rates: gain over the reference in mAP, averaged over the rates.
 
     Returns:
         ``variant``, ``validation`` (mean over seeds), ``spread`` (standard deviation over seeds of that gain),
-        ``test`` (mean over seeds) and ``default``: whether it becomes the default by the plan's rule.
+        ``test`` (mean over seeds) and ``passes``: whether it passes the plan's rule.
     """
     found = []
     plan = results["plan"]
@@ -53,6 +75,6 @@ def judge_variants(results: Results) -> list[dict[str, Any]]:
         }
         gain, test = float(by_seed["validation"].mean()), float(by_seed["test"].mean())
         spread = float(by_seed["validation"].std(ddof=1)) if len(by_seed["validation"]) > 1 else None
-        wins = spread is not None and gain > spread and test > 0
-        found.append({"variant": variant, "validation": gain, "spread": spread, "test": test, "default": wins})
+        passes = spread is not None and gain > spread and test > 0
+        found.append({"variant": variant, "validation": gain, "spread": spread, "test": test, "passes": passes})
     return found

@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-from transforms.voco import RandVoCoCrop
+from transforms.voco import RandVoCoCrop, overlap_labels
 
 from bundles.voco2d_pretrain.scripts.health import EmbeddingSpread, PositionAccuracy, SliceHeight
 from bundles.voco2d_pretrain.scripts.network import VoCoNetwork
@@ -28,6 +28,24 @@ FOLDS = 5
 RIDGE = 10.0  # penalty, features being standardised
 
 
+def _window_crop(plan: Plan) -> RandVoCoCrop:
+    settings = plan["pretraining"]
+    return RandVoCoCrop(
+        grid_size=settings["grid_size"], crop_size=settings["crop_size"], num_random_crops=plan["health"]["windows"]
+    ).set_random_state(WINDOW_SEED)
+
+
+def window_overlaps(plan: Plan) -> np.ndarray:
+    """[V, R, K] overlaps of the windows that `position_figures` asks of the validation patients."""
+    crop, settings, side = _window_crop(plan), plan["pretraining"], plan["data"]["size"]
+    number = plan["data"]["splits"]["validation"]["patients"]
+    found = []
+    for _ in range(number - (number % settings["batch_size"] == 1)):  # one left over is not asked
+        crop.randomize((side, side))
+        found.append(overlap_labels(crop.windows, (settings["grid_size"],) * 2, (settings["crop_size"],) * 2).numpy())
+    return np.stack(found)
+
+
 @torch.no_grad()
 def position_figures(plan: Plan, network: VoCoNetwork, patients: Patients, form: str) -> dict[str, float]:
     """Position accuracy and embedding spread by the bundle's metrics; BN by batch, for all networks alike.
@@ -35,9 +53,7 @@ def position_figures(plan: Plan, network: VoCoNetwork, patients: Patients, form:
     The control has no teacher: its student takes both parts.
     """
     settings, health = plan["pretraining"], plan["health"]
-    crop = RandVoCoCrop(
-        grid_size=settings["grid_size"], crop_size=settings["crop_size"], num_random_crops=health["windows"]
-    ).set_random_state(WINDOW_SEED)
+    crop = _window_crop(plan)
     slices = equal_slices(patients.depth, health["slices"])
     network.train()
     metrics = {"position_accuracy": PositionAccuracy(), "embedding_spread": EmbeddingSpread()}

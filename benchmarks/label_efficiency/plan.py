@@ -12,6 +12,7 @@ from typing import Any
 
 PLAN = Path(__file__).with_name("plan.json")
 FIRST_LEVEL = "plain"  # where networks are pretrained and variants compared
+WORKER_THREADS = 1  # of each process that trains
 Plan = dict[str, Any]
 
 

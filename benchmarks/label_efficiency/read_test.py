@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks.windows import position_baselines
+
 from . import figures
 from .data import load_patients
-from .plan import FIRST_LEVEL, Plan, is_main, run_name, tasks
+from .health import window_overlaps
+from .plan import FIRST_LEVEL, Plan, run_name, tasks
 from .pretexts import CONTROL
 from .state import Study
 from .work import label_table
@@ -19,33 +23,52 @@ from .work import label_table
 REFERENCE = "v2"  # what variants are compared with
 
 
-def missing_main_runs(study: Study) -> list[str]:
-    """Runs of the main comparison that are not there yet."""
-    return [name for task in study.open_tasks() if is_main(study.plan, task) for name in task.names]
+def missing_pieces(study: Study, without: Sequence[str] = ()) -> list[str]:
+    """Planned pieces that are not there yet, less those of the variants left out."""
+    left = [task for task in study.open_tasks() if task.pretext not in without]
+    return [name for task in left for name in task.names if not study.done(name)]
 
 
-def read_test(study: Study) -> dict[str, Any]:
-    """All that the report shows; the second time it is what the first one found.
+def check_left_out(study: Study, without: Sequence[str]) -> None:
+    """Only a variant whose runs are not all there can be left out: none is dropped for what it found.
 
     Raises:
-        RuntimeError: main runs are missing: nobody looks at the test set before they are there.
+        ValueError: for any other name.
+    """
+    incomplete = {task.pretext for task in study.open_tasks()} & {*study.plan["variants"]}
+    if not {*without} <= incomplete:
+        raise ValueError(f"--without: expected variants with missing runs ({sorted(incomplete)}), found {[*without]}")
+
+
+def read_test(study: Study, without: Sequence[str] = ()) -> dict[str, Any]:
+    """All that the report shows; the second time it is what the first one found.
+
+    Args:
+        without: variants to leave out, which must be incomplete; the report names them.
+
+    Raises:
+        RuntimeError: planned runs are missing: nobody looks at the test set before they are there.
     """
     if study.test_was_read:
         return study.result_of_test()
-    missing = missing_main_runs(study)
+    check_left_out(study, without)
+    missing = missing_pieces(study, without)
     if missing:
-        raise RuntimeError(f"{len(missing)} main runs are missing, such as {missing[0]}: the test set stays unread")
+        raise RuntimeError(f"{len(missing)} planned runs are missing, such as {missing[0]}: the test set stays unread")
     plan = study.plan
-    runs = _runs(study)
+    runs = [run for run in _runs(study) if run["pretext"] not in without]
+    kept = [study.result(name) for task in tasks(plan) for name in task.names if study.done(name)]
     content = {
         "plan": plan,
         "runs": runs,
         "frequencies": {level: _frequencies(study, level) for level in plan["levels"]},
         "comparisons": compare(study, runs),
-        "health": _health(study),
-        "core_seconds": sum(study.result(name)["core_seconds"] for task in tasks(plan) for name in task.names
-                            if study.done(name)),
-    }  # fmt: skip
+        "health": {name: found for name, found in _health(study).items() if name not in without},
+        "position_baselines": position_baselines(window_overlaps(plan)),
+        "core_seconds": sum(one["core_seconds"] for one in kept),
+        "revisions": dict(Counter(one["revision"] for one in kept)),
+        "without": [*without],
+    }
     study.record_test(content)
     return content
 

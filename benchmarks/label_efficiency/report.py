@@ -4,35 +4,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.common import table
+import numpy as np
 
-from .decisions import Results, find_comparison, helps, hurts, judge_variants
+from benchmarks.common import table
+from benchmarks.provenance import revision_note
+from benchmarks.windows import baselines_text
+
+from .decisions import Results
 from .figures import over_seeds
-from .plan import FIRST_LEVEL
 from .plots import draw
-from .pretexts import CONTROL
+from .verdicts import headline, variants, verdict
+from .wording import COMPARED, MODES, comparison_cells, name_of, with_interval
+
+__all__ = ["COMMAND", "TITLE", "headline", "plots", "section"]
 
 TITLE = "What pretraining buys: label efficiency on synthetic patients"
 COMMAND = (
     "python -m benchmarks.label_efficiency --work out/label_efficiency && python -m benchmarks.label_efficiency"
     " --work out/label_efficiency --read-test --out benchmarks/results/label_efficiency.json"
 )
-NAMES = {
-    "scratch": "scratch",
-    "v1": "VoCo v1",
-    "v2": "VoCo v2",
-    CONTROL: "instance contrast (control)",
-    "momentum_ramp": "teacher momentum 0.99 to 0.999",
-    "one_sided_reg": "one-sided regulariser",
-    "hard_clamp": "hard clamp",
-    "intensity": "intensity augmentation of random crops",
-    "slices_4": "4 slices a step",
-    "slice_height": "slice-height term added",
-}
-MODES = {"full": "all weights", "last": "last blocks", "frozen": "frozen backbone"}
 AUC_RATES = (25, 100)
 HEALTH = {
     "position_accuracy": "position accuracy",
@@ -41,23 +33,6 @@ HEALTH = {
     "slice_height_error": "slice-height error",
 }
 plots = draw
-
-
-def name_of(pretext: str) -> str:
-    """What a reader calls it."""
-    return NAMES.get(pretext, pretext)
-
-
-def with_interval(value: Mapping[str, Any], signed: bool = False) -> str:
-    """``0.512 (0.498 to 0.526)``; no interval where one seed gives none."""
-    sign = "+" if signed else ""
-    text = f"{value['mean']:{sign}.3f}"
-    return text if value["low"] is None else f"{text} ({value['low']:{sign}.3f} to {value['high']:{sign}.3f})"
-
-
-def each(values: Sequence[float], signed: bool = False) -> str:
-    """The seeds' own values."""
-    return ", ".join(f"{value:{'+' if signed else ''}.3f}" for value in values)
 
 
 def select(results: Results, **wanted: Any) -> list[dict[str, Any]]:
@@ -78,7 +53,7 @@ def section(results: Results) -> str:
             _auc_table(results, level),
             _difference_table(results, level),
         ]
-    parts += [_verdict(results), _variants(results), _health(results), _validation(results)]
+    parts += [verdict(results), variants(results), _health(results), _validation(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -89,16 +64,19 @@ def _introduction(results: Results) -> str:
     side, depth = data["size"], data["depth"]
     pretraining, seeds, hours = plan["pretraining"], len(plan["seeds"]), results["core_seconds"] / 3600
     steps = fine["steps"].values()
+    levels = next((line for line in plan["about"] if line.startswith("Levels")), "")
     return (
         f"**Synthetic patients** of the demo's generator, {depth} slices of {side} x {side} pixels, prevalence"
         f" {data['prevalence']:g} in each group; timm's `{plan['backbone']}`, far smaller than the bundles' backbone."
         f" {splits['pool']} volumes for pretraining, the labelled {data['labelled']} among them, {splits['validation']}"
         f" for validation, {splits['test']} for the test, which was read once. {pretraining['steps']} steps of"
         f" {pretraining['batch_size']} volumes of pretraining; fine-tuning of {min(steps)} to {max(steps)} steps of"
-        f" {fine['batch_size']}. {seeds} seeds, of pretraining, subset and fine-tuning together; {hours:.1f} core-hours"
-        " in all. Everything was fixed in `benchmarks/label_efficiency/plan.json` before the first run. Figures are of"
-        " the test patients, means over the seeds with 95 % t-intervals over them (of so few seeds such intervals are"
-        " wide), unless a table says otherwise."
+        f" {fine['batch_size']}, more with more labels. {seeds} seeds, of pretraining, subset and fine-tuning together;"
+        f" at 100 % all seeds share the same patients. {hours:.1f} core-hours in all. {levels}\n\nRuns, comparisons and"
+        " rules were fixed in `benchmarks/label_efficiency/plan.json` before the first run; this report and its"
+        " headline were written after the first runs had begun, and before the test was read. Figures are of the test"
+        " patients, means over the seeds with 95 % t-intervals over them (of so few seeds such intervals are wide),"
+        f" unless a table says otherwise. {revision_note(results['revisions'])}"
     )
 
 
@@ -135,25 +113,10 @@ def _auc_table(results: Results, level: str) -> str:
     return "AUC of injured against healthy, by group, all weights fine-tuned:\n\n" + table(head, rows)
 
 
-def _comparison_cells(comparison: Mapping[str, Any]) -> tuple[str, ...]:
-    seeds, low, high = comparison["test_mAP"], *comparison["patients"]
-    p = "-" if seeds["p"] is None else f"{seeds['p']:.3f}"
-    return (
-        with_interval(seeds, signed=True),
-        p,
-        f"{low:+.3f} to {high:+.3f}",
-        each(seeds["values"], signed=True),
-        with_interval(comparison["test_score"], signed=True),
-    )
-
-
-COMPARED = ("mAP: difference (interval over seeds)", "p", "interval over patients", "each seed", "score: difference")
-
-
 def _difference_table(results: Results, level: str) -> str:
     own = [c for c in results["comparisons"] if c["level"] == level and c["one"] in results["plan"]["pretexts"]]
     rows = [
-        (MODES[c["mode"]], f"{c['rate']} %", f"{name_of(c['one'])} - {name_of(c['two'])}", *_comparison_cells(c))
+        (MODES[c["mode"]], f"{c['rate']} %", f"{name_of(c['one'])} - {name_of(c['two'])}", *comparison_cells(c))
         for c in own
     ]
     told = (
@@ -164,68 +127,21 @@ def _difference_table(results: Results, level: str) -> str:
     return f"{told}\n\n" + table(("fine-tuned", "labels", "compared", *COMPARED), rows)
 
 
-def _count(comparisons: Sequence[Mapping[str, Any]], one: str, two: str) -> str:
-    own = [c for c in comparisons if (c["one"], c["two"]) == (one, two)]
-    better, worse = [helps(c) for c in own], [hurts(c) for c in own]
-    sums = {
-        word: tuple(sum(found[key] for found in side) for key in ("seeds", "patients"))
-        for word, side in (("above", better), ("below", worse))
-    }
-    positive = sum(c["test_mAP"]["mean"] > 0 for c in own)
-    return (
-        f"- {name_of(one)} against {name_of(two)}: better in {positive} of {len(own)} means; the interval over seeds"
-        f" lies above 0 in {sums['above'][0]} and below in {sums['below'][0]}, that over patients above in"
-        f" {sums['above'][1]} and below in {sums['below'][1]}."
-    )
-
-
-def _verdict(results: Results) -> str:
-    names = [name for name in results["plan"]["pretexts"] if name != "scratch"]
-    pairs = [(name, "scratch") for name in names] + [(name, CONTROL) for name in names if name != CONTROL]
-    lines = [_count(results["comparisons"], *pair) for pair in pairs]
-    return "### What the comparisons say\n\nOver all levels, modes and numbers of labels:\n\n" + "\n".join(lines)
-
-
-def _variants(results: Results) -> str:
-    rows = []
-    for comparison in [c for c in results["comparisons"] if c["one"] in results["plan"]["variants"]]:
-        validation = with_interval(comparison["validation_mAP"], signed=True)
-        rows.append(
-            (name_of(comparison["one"]), f"{comparison['rate']} %", validation, *_comparison_cells(comparison)[:4])
-        )
-    if not rows:
-        return ""
-    judged = [
-        (
-            name_of(one["variant"]),
-            f"{one['validation']:+.3f}",
-            "-" if one["spread"] is None else f"{one['spread']:.3f}",
-            f"{one['test']:+.3f}",
-            "becomes the default" if one["default"] else "stays an option",
-        )
-        for one in judge_variants(results)
-    ]
-    return (
-        f"### One option changed at a time, from VoCo v2 (level {FIRST_LEVEL}, all weights)\n\n"
-        + table(("option", "labels", "validation mAP: difference", *(f"test {word}" for word in COMPARED[:4])), rows)
-        + "\n\nThe rule of the plan: the default changes where the gain in validation mAP, averaged over the numbers of"
-        " labels, is larger than its standard deviation over the seeds, and the test agrees.\n\n"
-        + table(("option", "gain on validation", "its spread", "gain on test", "so it"), judged)
-    )
-
-
 def _health(results: Results) -> str:
     rows = [
         (name_of(name), *(with_interval(found[key]) for key in HEALTH), f"{found['core_seconds']['mean']:.0f}")
         for name, found in results["health"].items()
     ]
-    bases = results["plan"]["pretraining"]["grid_size"] ** 2
+    slices = results["plan"]["fine_tuning"]["num_slices"]
+    constant = float(np.abs(np.linspace(0, 1, slices) - 0.5).mean())
     told = (
         "Health of the pretrained networks on the validation volumes. Position accuracy: share of random crops whose"
-        f" most similar base crop is the one they overlap most (chance about 1 in {bases}); embedding spread: one minus"
+        f" most similar base crop is the one they overlap most (without looking, of the same windows:"
+        f" {baselines_text(results['position_baselines'])}; student against teacher, but the control, which has none,"
+        " against itself, so that its figure is not comparable); embedding spread: one minus"
         " the mean cosine between base crops, 0 is collapse; organ-presence AUC: a ridge regression on frozen features"
-        " of slices, between patients; slice-height error: of nearest neighbours, in fractions of the volume, 0.25 is"
-        " what a constant scores."
+        " of slices, between patients; slice-height error: of nearest neighbours, in fractions of the volume,"
+        f" {constant:.3f} is what a constant scores with {slices} slices."
     )
     return f"### Health\n\n{told}\n\n" + table(("pretraining", *HEALTH.values(), "core-seconds"), rows)
 
@@ -240,30 +156,3 @@ def _validation(results: Results) -> str:
             rows.append((level, f"{rate} %", *cells))
     head = ("level", "labels", *map(name_of, plan["pretexts"]))
     return "Validation mAP, all weights fine-tuned (nothing was selected by it but variants):\n\n" + table(head, rows)
-
-
-def _gain(results: Results, one: str, two: str, rate: int) -> str | None:
-    found = find_comparison(results, level=FIRST_LEVEL, mode="full", rate=rate, one=one, two=two)
-    if found is None:
-        return None
-    value = found["test_mAP"]
-    interval = "" if value["low"] is None else f" ({value['low']:+.3f} to {value['high']:+.3f})"
-    return f"{value['mean']:+.3f}{interval}"
-
-
-def headline(results: Results) -> str | None:
-    """Gains in test mAP over scratch, and over the control, with their intervals over seeds."""
-    plan, rates = results["plan"], (25, 100)
-    wanted = [("v2", "scratch"), ("v1", "scratch"), ("v2", CONTROL), ("v1", CONTROL)]
-    told = {pair: [_gain(results, *pair, rate) for rate in rates] for pair in wanted}
-    if any(gain is None for gains in told.values() for gain in gains):
-        return None
-    texts = {pair: f"{gains[0]} and {gains[1]}" for pair, gains in told.items()}
-    labelled, seeds = plan["data"]["labelled"], len(plan["seeds"])
-    return (
-        f"Label efficiency, synthetic patients, `{plan['backbone']}`, all weights fine-tuned: at 25 and 100 % of"
-        f" {labelled} labels VoCo v2 changes test mAP over training from scratch by {texts['v2', 'scratch']}, v1 by"
-        f" {texts['v1', 'scratch']}; over a control that sees the same crops without positions, v2"
-        f" {texts['v2', CONTROL]}, v1 {texts['v1', CONTROL]} (95 % intervals over {seeds} seeds;"
-        f" {results['machine']['cpu']})."
-    )

@@ -66,6 +66,24 @@ class Study:
             os.replace(temporary, self.runs / f"{name}.npz")
         self._write(self.runs / f"{name}.json", result)
 
+    def fail(self, task: Task, reason: str) -> None:
+        """Keep why a piece could not be done, as ``runs/<name>.failed``."""
+        self._write(self.runs / f"{task.names[0]}.failed", {"reason": reason})
+
+    def failed(self, task: Task) -> bool:
+        """Whether it was tried in vain."""
+        return (self.runs / f"{task.names[0]}.failed").is_file()
+
+    def failures(self) -> dict[str, str]:
+        """Why, by name of the piece."""
+        files = sorted(self.runs.glob("*.failed"))
+        return {file.stem: json.loads(file.read_text(encoding="utf-8"))["reason"] for file in files}
+
+    def forget_failures(self) -> None:
+        """So that they are tried again."""
+        for file in self.runs.glob("*.failed"):
+            file.unlink(missing_ok=True)
+
     def predictions(self, name: str, split: str) -> np.ndarray:
         """[N, P] probabilities of a run."""
         with np.load(self.runs / f"{name}.npz") as arrays:
@@ -88,6 +106,17 @@ class Study:
         """What is left, in order."""
         return [task for task in tasks(self.plan) if not all(map(self.done, task.names))]
 
+    def possible_tasks(self) -> list[Task]:
+        """What is left, less what failed and what needs it, in order."""
+        hopeless = {*self.failures()}
+        found = []
+        for task in self.open_tasks():  # a task comes after what it needs
+            if task.names[0] in hopeless or any(need in hopeless for need in task.needs):
+                hopeless |= {*task.names}
+            else:
+                found.append(task)
+        return found
+
     @contextmanager
     def claim(self, task: Task) -> Iterator[bool]:
         """Whether this process has the task to itself; the system lets go of it when the process ends."""
@@ -100,12 +129,12 @@ class Study:
             yield not all(map(self.done, task.names))
 
     def next_tasks(self) -> Iterator[Task]:
-        """Tasks for this process, each claimed while it is worked on, until none is left.
+        """Tasks for this process, each claimed while it is worked on, until none is left that can be done.
 
         Raises:
-            RuntimeError: the test set was read: nothing may be trained after that.
+            RuntimeError: the test set was read: nothing may be trained after that; or, at the end, pieces failed.
         """
-        while left := self.open_tasks():
+        while left := self.possible_tasks():
             if self.test_was_read:
                 raise RuntimeError(f"{self.folder}: the test set was read, so no more runs may be added")
             worked = False
@@ -113,10 +142,12 @@ class Study:
                 if not all(map(self.done, task.needs)):
                     continue
                 with self.claim(task) as mine:
-                    if mine:
+                    if mine and not self.failed(task):  # another process may just have failed at it
                         yield task
                         worked = True
                 if worked:
                     break
             if not worked:
                 time.sleep(POLL_SECONDS)
+        if failed := self.failures():
+            raise RuntimeError(f"{', '.join(failed)} failed (see {self.runs}/*.failed); the rest that can be is done")

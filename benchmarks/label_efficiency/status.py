@@ -43,10 +43,12 @@ def status(study: Study, workers: int) -> str:
     total = sum(len(task.names) for task in tasks(study.plan))
     done, minutes = total - sum(len(task.names) for task in left), seconds / workers / 60
     summary = f"{done} of {total} pieces done, about {minutes:.0f} minutes left"
+    failed = [f"failed: {name}: {reason.strip().splitlines()[-1]}" for name, reason in study.failures().items()]
     return "\n\n".join([
         table(("level", "mode", "labels in %", "pretext", "validation mAP", "by seed"), rows),
         table(("pretext", "seeds", *figures), health_rows),
         summary,
+        *failed,
     ])  # fmt: skip
 
 

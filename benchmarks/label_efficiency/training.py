@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,9 @@ def descend(
 
     Returns:
         The loss of each step.
+
+    Raises:
+        FloatingPointError: for a loss that is not finite.
     """
     optimizer = torch.optim.AdamW(
         parameters, settings["learning_rate"], weight_decay=settings["weight_decay"], amsgrad=settings["amsgrad"]
@@ -61,13 +65,15 @@ def descend(
     schedule = WarmupCosineSchedule(optimizer, warmup_steps=warmup, t_total=steps, warmup_multiplier=0.01)
     history = []
     for loss in losses:
+        history.append(loss.item())
+        if not math.isfinite(history[-1]):
+            raise FloatingPointError(f"the loss is {history[-1]} at step {len(history)} of {steps}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings["grad_clip"])
         optimizer.step()
         schedule.step()
         after_step()
-        history.append(loss.item())
     return history
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import traceback
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -19,7 +20,7 @@ from bundles.rsna_cnn_lstm.scripts.labels import LabelTable
 from . import classify, figures
 from .data import Patients, load_patients, write_patients
 from .health import position_figures, probe_figures
-from .plan import FIRST_LEVEL, Task, run_name
+from .plan import FIRST_LEVEL, WORKER_THREADS, Task, run_name
 from .pretexts import pretext_settings, pretrain
 from .state import Study
 from .training import recalibrate
@@ -35,12 +36,21 @@ def label_table() -> LabelTable:
 
 
 def work(study: Study) -> None:
-    """Do tasks until none is left."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    """Do tasks until none is left that can be done; one that fails does not keep the others from being done.
+
+    Raises:
+        RuntimeError: at the end, naming those that failed.
+    """
+    torch.set_num_threads(WORKER_THREADS)
     actions = {"data": make_data, "pretrain": make_weights, "fine_tune": make_classifiers}
     for task in study.next_tasks():
         start = time.monotonic(), time.process_time()
-        actions[task.kind](study, task, start)
+        try:
+            actions[task.kind](study, task, start)
+        except Exception:
+            logger.exception("%s failed", task.names[0])
+            study.fail(task, traceback.format_exc())
+            continue
         logger.info("%s: %.0f s", ", ".join(task.names), time.monotonic() - start[0])
 
 

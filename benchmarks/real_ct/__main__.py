@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretraining on real CT, measured on the patient left out.
 
-    python -m benchmarks.real_ct --data ../shared/data/abdomen --work out/real_ct --workers 2 --out out/real_ct.json
+    python -m benchmarks.real_ct --data DIR --work out/real_ct --workers 2 --out out/real_ct.json
     python -m benchmarks.real_ct --smoke --out out/real_ct.json     # small samples in tests/data, a few steps
 
 Three networks with as many seeds each: untrained; pretrained on phantoms; pretrained for as many steps on phantoms and
-on three of four real patients, the fourth left out in turn. Each training leaves its figures in ``--work``, so that
+on three of four real patients, the fourth left out in turn. DIR holds the four series as `data.FULL` names them;
+tests/data/README.md cites where they come from. Each training leaves its figures in ``--work``, so that
 an interrupted run goes on where it stopped.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import MALLOC, command_line, header, in_bundle, write
+from benchmarks.common import MALLOC, command_line, header, in_bundle, revision, write
 from benchmarks.phantoms import make_phantoms
 from demo.run import PRETRAIN
 
@@ -37,6 +37,7 @@ SMOKE_SETTINGS = {**SETTINGS, "volume_size": [48, 48, 16], "crop_size": [16, 16]
 SMOKE_SIZES = {"steps": 2, "phantoms": 4, "probe_phantoms": 3, "phantom_size": 48, "phantom_slices": 16}
 SMOKE_SEEDS = 2
 PHANTOM_SEED = 6
+WORKER_THREADS = "1"  # of each process that trains
 
 
 def trainings(patients: list[str], seeds: int) -> list[dict[str, Any]]:
@@ -54,10 +55,10 @@ def result_file(folder: Path, training: dict[str, Any]) -> Path:
 
 
 def finished(training: dict[str, Any], kind: dict[str, Any]) -> dict[str, Any] | None:
-    """The figures of an earlier call with the same settings and sizes; None where there are none."""
+    """The figures of an earlier call with the same settings, sizes and revision; None where there are none."""
     file = Path(training["file"])
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return found if found is not None and all(found[name] == value for name, value in kind.items()) else None
+    return found if found is not None and all(found.get(name) == value for name, value in kind.items()) else None
 
 
 def run(real: RealData, work: Path, kind: dict[str, Any], seeds: int, workers: int) -> list[dict[str, Any]]:
@@ -70,7 +71,7 @@ def run(real: RealData, work: Path, kind: dict[str, Any], seeds: int, workers: i
     missing = [one for one in plan if finished(one, kind) is None]
     series = {patient: str(path) for patient, path in real.series.items()}
     places = {"real": series, "mask": str(real.mask), "phantoms": str(phantoms), "cache": str(work / "cache")}
-    environment = {**MALLOC, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**MALLOC, "OMP_NUM_THREADS": WORKER_THREADS, "OMP_WAIT_POLICY": "PASSIVE"}
     shares = [share for k in range(workers) if (share := missing[k::workers])]
     with ThreadPoolExecutor(max(len(shares), 1)) as pool:
         for done in [
@@ -79,7 +80,8 @@ def run(real: RealData, work: Path, kind: dict[str, Any], seeds: int, workers: i
             for share in shares
         ]:  # fmt: skip
             done.result()
-    return [{name: value for name, value in (finished(one, kind) or {}).items() if name not in kind} for one in plan]
+    stated = ("settings", "sizes")  # once for all; the revision stays with each
+    return [{name: value for name, value in (finished(one, kind) or {}).items() if name not in stated} for one in plan]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -93,8 +95,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if not arguments.smoke and (arguments.data is None or arguments.work is None):
         parser.error("expected --data and --work (or --smoke)")
-    results = measure(arguments, parser)
-    write(arguments.out, header(MODULE, argv, arguments.smoke) | results)
+    found = header(MODULE, argv, arguments.smoke) | measure(arguments, parser)
+    found["machine"]["threads"] = f"{WORKER_THREADS} in each of {arguments.workers} processes"
+    write(arguments.out, found)
 
 
 def measure(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def measure(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> d
     sizes = dict(SMOKE_SIZES if smoke else SIZES)
     if arguments.steps is not None:
         sizes["steps"] = arguments.steps
-    kind = {"settings": SMOKE_SETTINGS if smoke else SETTINGS, "sizes": sizes}
+    kind = {"settings": SMOKE_SETTINGS if smoke else SETTINGS, "sizes": sizes, "revision": revision()}
     seeds = arguments.seeds or (SMOKE_SEEDS if smoke else SEEDS)
     try:
         real = find_real(None if smoke else arguments.data)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from benchmarks.bundle_parts import parse
 from benchmarks.common import write
 from benchmarks.phantoms import phantom_series
 from benchmarks.pretraining import Pretraining, collated, series_dataset
+from benchmarks.windows import position_baselines
 
 from .data import MASKED, ORGANS
 from .probes import height_errors, organ_aucs
@@ -26,17 +27,30 @@ def run_trainings(task: dict[str, Any]) -> dict[str, Any]:
     """Train and measure one network after another, each into a file of its own as soon as it is done.
 
     Args:
-        task: ``settings`` and ``sizes`` (see `__main__`), ``real`` (patient -> series), ``mask``, ``phantoms`` (the
-            synthetic tree), ``cache``, and ``trainings``: name of the network, seed, patient left out (None: no real
-            series is seen, all four are measured) and file of each.
+        task: ``settings``, ``sizes`` and ``revision`` (see `__main__`), ``real`` (patient -> series), ``mask``,
+            ``phantoms`` (the synthetic tree), ``cache``, and ``trainings``: name of the network, seed, patient left
+            out (None: no real series is seen, all four are measured) and file of each.
     """
     for training in task["trainings"]:
         start = time.perf_counter()
         found = _train_and_measure(task, training)
         key = {name: training[name] for name in ("network", "seed", "left_out")}
-        sizes = {"settings": task["settings"], "sizes": task["sizes"]}
-        write(Path(training["file"]), {**key, **sizes, **found, "seconds": time.perf_counter() - start})
+        kind = {name: task[name] for name in ("settings", "sizes", "revision")}
+        write(Path(training["file"]), {**key, **kind, **found, "seconds": time.perf_counter() - start})
     return {}
+
+
+def seen_series(real: Mapping[str, str], left_out: str | None) -> list[str]:
+    """Series (patient -> path) that a training sees: never those of the patient it is measured on; none where nobody is
+    left out, since all are measured then.
+
+    Raises:
+        KeyError: for a patient that is not there, whose series could not be kept out.
+    """
+    if left_out is None:
+        return []
+    kept_out = real[left_out]
+    return [path for patient, path in real.items() if patient != left_out and path != kept_out]
 
 
 def _train_and_measure(task: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
@@ -44,8 +58,7 @@ def _train_and_measure(task: dict[str, Any], training: dict[str, Any]) -> dict[s
     steps = 0 if training["network"] == "untrained" else sizes["steps"]
     pretraining = Pretraining(["train"], {**task["settings"], "seed": seed}, max(steps, 1))
     phantoms = phantom_series(Path(task["phantoms"]))
-    seen = {} if left_out is None else {name: path for name, path in task["real"].items() if name != left_out}
-    losses = _train(pretraining, [*seen.values()], phantoms[: sizes["phantoms"]], steps, task)
+    losses = _train(pretraining, seen_series(task["real"], left_out), phantoms[: sizes["phantoms"]], steps, task)
     measured = [*task["real"]] if left_out is None else [left_out]
     return {
         "steps": steps,
@@ -87,12 +100,20 @@ def _measure(
     whole = _whole(series, task)
     found = {}
     for number, patient in enumerate(patients):
-        accuracy = pretraining.position_accuracy([collated(windows, [number])])
+        crops = collated(windows, [number])
+        accuracy = pretraining.position_accuracy([crops])
         batch, volume = collated(whole, [number]), whole.cache.load(whole.data[number])
         pretraining.recalibrate([batch])
         features = pretraining.slice_features(batch)[0].numpy()
-        error, constant = height_errors(features, slice_heights(volume))
-        found[patient] = {"position_accuracy": accuracy, "height_mm": error, "height_mm_constant": constant}
+        heights = slice_heights(volume)
+        error, constant = height_errors(features, heights)
+        found[patient] = {
+            "position_accuracy": accuracy,
+            "position_baselines": position_baselines(crops["overlap"].numpy()),
+            "height_mm": error,
+            "height_mm_constant": constant,
+            "height_mm_brightness": height_errors(slice_brightness(volume), heights)[0],
+        }
         if patient == MASKED:
             present = presence(volume, task["mask"], [labels[0] for labels in ORGANS.values()])
             found[patient] |= _organ_probe(pretraining, phantoms, features, present, task)
@@ -108,6 +129,14 @@ def _whole(series: Sequence[str], task: dict[str, Any]) -> Any:
 def slice_heights(volume: Any) -> np.ndarray:
     """[Z] mm of the slices' centres along the volume's third axis."""
     return np.arange(volume.shape[-1]) * float(np.linalg.norm(np.asarray(volume.affine)[:3, 2]))
+
+
+def slice_brightness(volume: Any) -> np.ndarray:
+    """[Z, 2] of a prepared volume [1, X, Y, Z]: mean of each slice, and mm2 in it above the window's lower end, which
+    is the body without air."""
+    pixels = np.asarray(volume, dtype=float)[0]
+    area = float(np.prod(np.linalg.norm(np.asarray(volume.affine)[:3, :2], axis=0)))
+    return np.stack([pixels.mean(axis=(0, 1)), (pixels > 0).sum(axis=(0, 1)) * area], axis=1)
 
 
 def presence(volume: Any, mask: str, labels: Sequence[int]) -> dict[str, np.ndarray]:

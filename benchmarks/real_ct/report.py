@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,23 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.common import table
+from benchmarks.provenance import revision_note
+from benchmarks.windows import baselines_text
 
 from .data import MASKED
 
 TITLE = "Real CT: what pretraining gives on a patient left out"
 COMMAND = (
-    "python -m benchmarks.real_ct --data ../shared/data/abdomen --work out/real_ct --workers 2"
-    " --out benchmarks/results/real_ct.json"
+    "# DIR: the whole series of the four patients that tests/data/README.md cites (The Cancer Imaging Archive), under"
+    "\n# the names of FULL in benchmarks/real_ct/data.py\n"
+    "python -m benchmarks.real_ct --data DIR --work out/real_ct --workers 2 --out benchmarks/results/real_ct.json"
 )
 NETWORKS = ("untrained", "phantoms", "phantoms and patients")
 OURS = NETWORKS[-1]
-CHANCE = 1 / 9
 # figure -> its title, and whether more is better
 FIGURES = {
     "position_accuracy": ("position accuracy", True),
-    "height_mm": ("slice height error, mm", False),
+    "height_mm": ("slice height error within the patient, mm", False),
     "organ_auc": ("organ presence, AUC", True),
 }
 
@@ -93,19 +96,40 @@ def _rows(results: dict[str, Any], name: str, labels: Sequence[str], digits: int
     return [*rows, ["**mean**", *(cell(one.mean(axis=0), digits) for one in found)]]
 
 
+def verdict(low: float, high: float, more: bool) -> str:
+    """What an interval over seeds says of a difference; of these patients alone, whatever it is."""
+    if low <= 0 <= high:
+        return "0 is inside"
+    better = (low > 0) == more
+    return f"{'above' if low > 0 else 'below'} 0 over seeds, on these patients: {'better' if better else 'worse'}"
+
+
 def _differences(results: dict[str, Any]) -> list[list[str]]:
     """Ours beside the others, paired by seed, as lines of a table."""
     lines = []
     for name, (title, more) in FIGURES.items():
         for other in NETWORKS[:-1]:
-            ours, theirs = (values(results, network, name).mean(axis=0) for network in (OURS, other))
-            mean, low, high = interval(ours - theirs)
-            better = (low > 0) if more else (high < 0)
-            worse = (high < 0) if more else (low > 0)
-            verdict = "better" if better else "worse" if worse else "no difference shown"
+            ours, theirs = (values(results, network, name) for network in (OURS, other))
+            mean, low, high = interval((ours - theirs).mean(axis=0))
+            each = (ours - theirs).mean(axis=1)  # of each patient or organ, over the seeds
+            agree = f"{int((np.sign(each) == np.sign(mean)).sum())} of {len(each)}"
+            of = "organs of one patient" if name == "organ_auc" else "patients"
             digits = 1 if name == "height_mm" else 3
-            lines.append([title, other, f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]", verdict])
+            text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+            lines.append([title, other, text, verdict(low, high, more), f"{agree} {of}"])
     return lines
+
+
+def of_baselines(results: dict[str, Any]) -> np.ndarray:
+    """[patients, 2] slice height error in mm of the constant, and of brightness and body area."""
+    first = [measured(results, OURS, patient)[0] for patient in patients(results)]
+    return np.array([[one["height_mm_constant"], one["height_mm_brightness"]] for one in first])
+
+
+def position_baseline(results: dict[str, Any]) -> dict[str, float]:
+    """Of the patients' windows, which are the same for all networks."""
+    each = [measured(results, OURS, patient)[0]["position_baselines"] for patient in patients(results)]
+    return {name: float(np.mean([one[name] for one in each])) for name in ("chance", "centre")}
 
 
 def section(results: dict[str, Any]) -> str:
@@ -114,10 +138,10 @@ def section(results: dict[str, Any]) -> str:
     found = organs(results)
     label = measured(results, OURS, MASKED)[0]
     per_organ = [f"{organ} ({label['organ_slices'][organ]} of {label['slices']} slices)" for organ in found]
-    constant = np.array([measured(results, OURS, patient)[0]["height_mm_constant"] for patient in names])
+    plain = of_baselines(results)
     heights = [
-        [*row, f"{value:.1f}"]
-        for row, value in zip(_rows(results, "height_mm", names, 1), [*constant, constant.mean()], strict=True)
+        [*row, *(f"{value:.1f}" for value in both)]
+        for row, both in zip(_rows(results, "height_mm", names, 1), [*plain, plain.mean(axis=0)], strict=True)
     ]
     phantoms = [cell(of_organs(results, network, "organ_auc_phantoms").mean(axis=0), 3) for network in NETWORKS]
     head = ["patient", *NETWORKS]
@@ -127,16 +151,19 @@ def section(results: dict[str, Any]) -> str:
 patients": as many steps, half of each on the other real patients, half on the same phantoms; the patient of the line
 was left out. Each cell: mean over seeds (smallest to largest). BN statistics are set from the measured
 volumes, without labels, for all networks. So few patients say how the software behaves on real CT, not how it does on
-patients at large.
+patients at large. {revision_note(Counter(one["revision"] for one in results["trainings"]))}
 
-Position accuracy, {settings["num_val_crops"]} windows of each patient; chance is about {CHANCE:.2f}:
+Position accuracy, {settings["num_val_crops"]} windows of each patient; without looking,
+{baselines_text(position_baseline(results))}:
 
 {table(head, _rows(results, "position_accuracy", names, 3))}
 
-Slice height: mean absolute error in mm of a ridge on frozen slice features that learns from alternating blocks of four
-prepared slices of the patient and predicts the others; last column: the constant, learnt from the same slices:
+Slice height within the patient: mean absolute error in mm of a ridge on frozen slice features that learns from
+alternating blocks of four prepared slices of the patient and predicts the patient's others (penalty chosen by leaving
+out whole blocks). Last columns: the constant, and the same ridge on two numbers of a slice, mean brightness and body
+area; both learn from the same slices:
 
-{table([*head, "constant"], heights)}
+{table([*head, "constant", "brightness and area"], heights)}
 
 Organ presence on {MASKED} (model-made labels): AUC over its prepared slices of a logistic regression on frozen slice
 features that learnt from {sizes["probe_phantoms"]} further phantoms (**synthetic**), chance 0.5:
@@ -144,9 +171,10 @@ features that learnt from {sizes["probe_phantoms"]} further phantoms (**syntheti
 {table(["organ", *NETWORKS], [*_rows(results, "organ_auc", per_organ, 3), ["phantoms, on other phantoms", *phantoms]])}
 
 Phantoms and patients minus the others, mean over patients (organs), paired by seed, 95 % t interval over
-{results["seeds"]} seeds:
+{results["seeds"]} seeds. Such an interval holds the patients fixed and says nothing of others; those of organ presence
+are {len(found)} organs of one patient. Last column: in how many the mean over the seeds has the sign of the difference:
 
-{table(["figure", "beside", "difference", "verdict"], _differences(results))}
+{table(["figure", "beside", "difference", "interval over seeds", "same sign in"], _differences(results))}
 
 ![Figures on the patient left out](benchmarks/real_ct.png)
 """
@@ -154,11 +182,13 @@ Phantoms and patients minus the others, mean over patients (organs), paired by s
 
 def headline(results: dict[str, Any]) -> str | None:
     """One sentence for the README."""
-    accuracy = {network: of_patients(results, network, "position_accuracy").mean() for network in NETWORKS}
+    found = {network: of_patients(results, network, "position_accuracy") for network in NETWORKS}
+    accuracy = {network: cell(each.mean(axis=0), 2) for network, each in found.items()}
     return (
-        f"Real CT, each of {len(patients(results))} patients left out in turn: position accuracy {accuracy[OURS]:.2f}"
-        f" after pretraining on phantoms and the others, {accuracy['phantoms']:.2f} on phantoms alone,"
-        f" {accuracy['untrained']:.2f} untrained ({results['machine']['cpu']})"
+        f"Real CT, each of {len(patients(results))} patients left out in turn: position accuracy {accuracy[OURS]}"
+        f" after pretraining on phantoms and the others, {accuracy['phantoms']} on phantoms alone,"
+        f" {accuracy['untrained']} untrained; always the centre {position_baseline(results)['centre']:.2f} (mean over"
+        f" patients, smallest to largest of {results['seeds']} seeds; {results['machine']['cpu']})"
     )
 
 

@@ -12,8 +12,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
+from benchmarks.bundle_parts import parse
 from benchmarks.common import spread
 from benchmarks.pretraining import Pretraining, collated, series_dataset
+from benchmarks.windows import position_baselines
 
 TICKS = 1000  # of the learning rate's schedule, which follows the clock: how many steps there will be is not known
 
@@ -23,6 +25,13 @@ def measure_each(task: dict[str, Any]) -> dict[str, Any]:
     data = {name: task[name] for name in ("training", "held_out", "cache")}
     key = [{"network": one["network"], "seed": one["settings"]["seed"]} for one in task["tasks"]]
     return {"rows": [name | measure(one | data) for name, one in zip(key, task["tasks"], strict=True)]}
+
+
+def fill_cache(task: dict[str, Any]) -> dict[str, Any]:
+    """Prepare all volumes of a task; every network of a comparison takes the same ones. ``volumes``: how many."""
+    parser = parse(task["configs"], task["settings"])
+    parts = (("training", "train"), ("held_out", "validate"))
+    return {"volumes": sum(len(series_dataset(parser, task[name], part, task["cache"])) for name, part in parts)}
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +61,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         "training_mb": peak,
         "before_mb": before,
         "position_accuracy": accuracy,
+        "position_baselines": position_baselines(np.concatenate([batch["overlap"].numpy() for batch in batches])),
         "position_accuracy_untrained": _untrained(task, batches) if pretraining.parser["seed"] == 0 else None,
     }
 

@@ -39,6 +39,26 @@ def test_rounds_take_turns_with_the_same_seed_for_all() -> None:
     assert {k: v for k, v in shared[0].items() if k not in ("num_slices", "backbone_name")} == shared[2]
 
 
+@pytest.mark.parametrize("side", [32, 64])
+def test_both_resnets_look_at_feature_maps_of_the_same_side(side: int, root) -> None:
+    import torch
+    from monai.bundle import ConfigParser
+    from networks.backbone import Backbone
+
+    parts = networks(SIZES["small"])["3D ResNet-18"]
+    parser = ConfigParser()
+    configs = root / "bundles/voco2d_pretrain/configs"
+    parser.read_config([configs / "train.json", configs / "train_3d.json"])
+    for name, value in parts["replaced"].items():
+        parser[name] = value
+    three, maps = parser.get_parsed_content("network_def").eval(), []
+    three.avgpool.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    with torch.no_grad():
+        three(torch.zeros(1, 1, side, side, side))
+        two = Backbone("resnet18").eval().model.forward_features(torch.zeros(1, 1, side, side))
+    assert maps[0].shape[2:4] == two.shape[2:] == (side // 32, side // 32)
+
+
 def _rows() -> list[dict]:
     base = {"parameters": 1e6, "before_mb": 500.0, "steps": 3, "position_accuracy_untrained": 0.2}
     return [
@@ -58,9 +78,23 @@ def test_ratios_are_of_the_same_round() -> None:
     assert report.of_seeds(results, "3D ResNet-18", "step_seconds") == [3, 4]
 
 
+def test_no_ratio_of_what_is_at_the_floor() -> None:
+    rows = _rows()
+    next(row for row in rows if row["network"].startswith("2D"))["training_mb"] = 500.5
+    found = report.ratios({"rows": rows}, "2D ResNet-18", "3D ResNet-18")
+    assert found["added"] is None
+    assert found["memory"]["high"] > 1
+
+
 def test_a_gpu_has_its_own_plot_and_machine() -> None:
-    results = {"device": "cuda", "seconds": 60, "rows": _rows(), "machine": {"cpu": "a processor", "gpu": "a GPU"}}
-    assert gpu_report.headline(results).endswith("position accuracy is 0.60 in 2D and 0.30 in 3D (a GPU)")
+    results = {
+        "device": "cuda", "seconds": 60, "seeds": 2, "rows": _rows(), "sizes": SIZES["paper"], "common": COMMON,
+        "machine": {"cpu": "a processor", "gpu": "a GPU"},
+    }  # fmt: skip
+    text = gpu_report.headline(results)
+    assert "1.5 (1.5 to 1.5) times the peak memory" in text
+    assert "2D-VoCo on 32 of 64 slices" in text
+    assert "position accuracy is 0.60 (0.60 to 0.60) in 2D and 0.30 (0.30 to 0.30) in 3D (a GPU;" in text
     assert report.plot_name(results) == "two_vs_three_d_gpu.png"
     assert "--device cuda" in gpu_report.COMMAND
     assert gpu_report.TITLE != report.TITLE
@@ -122,6 +156,12 @@ def test_it_runs_and_the_document_shows_it(tmp_path, root) -> None:
     assert parameters["3D ResNet-18"] == pytest.approx(33.1e6, rel=0.02)
     text = report.section(results)
     assert all(f"| {name} |" in text for name in report.networks(results))
+    assert "2D sees 2 of the 8 slices" in text
+    assert "MALLOC_MMAP_MAX_=0" in text
+    for dimensions in ("2D", "3D"):
+        rows = [row["position_baselines"] for row in results["rows"] if row["network"].startswith(dimensions)]
+        assert rows[0] == rows[1]
+        assert f"{rows[0]['chance']:.2f}, always the centre {rows[0]['centre']:.2f}" in text
     assert str(root) not in file.read_text()
     assert "ResNet-18" in report.headline(results)
     report.plots(results, tmp_path / "plots")
