@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CLASSIFIER", "PRETRAINING", "Setup", "SetupError", "bundles_folder", "left_aside", "read_setup", "use_bundle"]
+__all__ = [
+    "CLASSIFIER",
+    "PRETRAINING",
+    "Setup",
+    "SetupError",
+    "bundles_folder",
+    "left_aside",
+    "read_setup",
+    "use_bundle",
+]
 
 CLASSIFIER, PRETRAINING = "rsna_cnn_lstm", "voco2d_pretrain"
 KEYS = ("models", "bundles", "settings", "weights", "output_root", "device", "upload_limit_mb", "unpacked_limit_mb",
