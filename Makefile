@@ -60,7 +60,7 @@ label-env: $(LABEL_VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	$(PY) -m demo.run --out out/demo
 
-## the weights that the bundles ship, from synthetic patients and tests/data; about an hour, may be stopped and goes on
+## the weights that the bundles ship, of synthetic patients and tests/data; stopped, it goes on; the cards say how long
 weights: $(VENV)/run.stamp
 	$(PY) -m demo.weights --work out/weights --models bundles
 

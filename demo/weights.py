@@ -4,20 +4,22 @@
 
     python -m demo.weights --work out/weights --models bundles [--data DIR ...]
 
-It may be stopped at any time: the same command goes on where it was. The networks are the bundles' default ones,
-trained from small to large images so that a CPU is enough; the classifier's figures are of the very file that is
-shipped, at the default settings. The injuries are SYNTHETIC: the figures say nothing about patients, and the weights
-are not for clinical use.
+It may be stopped at any time: the same command goes on where it was, and one with other settings is refused that work
+folder. The networks are the bundles' default ones, trained from small to large images so that a CPU is enough; the
+classifier's figures are of the very file that is shipped, at the default settings. The injuries are SYNTHETIC: the
+figures say nothing about patients, and the weights are not for clinical use.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,12 @@ from workflow.run import whole_file, write_atomically
 
 from .cards import backbone_card, classifier_card
 from .run import ROOT, Demo, health, split
+from .work_folder import OtherSettings, duration, hold_settings, stamp, write_stamp
 
 VOCO, RSNA = "voco2d_pretrain", "rsna_cnn_lstm"
 SAMPLES = ROOT / "tests" / "data"
 NO_IMAGES = ["*mask*", "*segmentation*", "*label*", "*organs*"]
+PATIENTS, TESTED, SEED = 300, 100, 0
 REPEATS = 8  # of each real series among the synthetic ones, in an epoch
 
 CPU = {"device": "cpu", "num_workers": 1}
@@ -68,10 +72,10 @@ class Weights(Demo):
         self.override = override or {}
 
     def done(self, stage: str) -> bool:
-        return (self.out / "stamps" / stage).is_file()
+        return stamp(self.out, stage).is_file()
 
-    def finish(self, stage: str) -> None:
-        write_atomically(self.out / "stamps" / stage, f"{self.seconds.get(stage, 0.0):.0f} s\n")
+    def finish(self, stage: str, *, resumed: bool = False) -> None:
+        write_stamp(self.out, stage, self.seconds.get(stage, 0.0), resumed=resumed)
 
     def train(self, stage: str, bundle: str, configs: Sequence[str] = (), **settings: Any) -> Path:
         """A training run, which goes on with what is left of it; its weights."""
@@ -79,7 +83,7 @@ class Weights(Demo):
             begun = {"resume": "latest"} if (self.runs / stage).exists() else {}
             names = ["train.json", *configs]
             self.bundle(stage, bundle, stage, names, **{**settings, **self.override, "save_every_steps": 25, **begun})
-            self.finish(stage)
+            self.finish(stage, resumed=bool(begun))
         return self.runs / stage / "model.pt"
 
     def measure(self, stage: str, bundle: str, **settings: Any) -> Path:
@@ -166,9 +170,9 @@ def make_weights(
     models: Path,
     *,
     folders: Sequence[Path] = (),
-    patients: int = 300,
-    tested: int = 100,
-    seed: int = 0,
+    patients: int = PATIENTS,
+    tested: int = TESTED,
+    seed: int = SEED,
     options: Sequence[object] = (),
     override: dict[str, Any] | None = None,
 ) -> None:
@@ -182,14 +186,22 @@ def make_weights(
         seed: of data and training.
         options: further ones of ``demo.dataset``.
         override: as of `Weights`.
+
+    Raises:
+        OtherSettings: if `work` was begun with others.
     """
     demo = Weights(work.absolute(), override)
     real = real_series(folders or [SAMPLES])
+    numbers = {"patients": patients, "tested": tested, "seed": seed}
+    where = {"data": [str(folder.absolute()) for folder in folders], "series": [path.name for path in real]}
+    hold_settings(
+        demo.out, {**numbers, **where, "options": list(options), "override": demo.override, **stage_settings()}
+    )
     data = make_data(demo, patients, tested, seed, options)
-    facts = {"patients": patients, "tested": tested, "seed": seed, "real": real, "versions": versions(),
-             "command": " ".join(["make weights", *(f"with --data {folder.name}" for folder in folders)])}  # fmt: skip
     backbone, figures = pretrain(demo, data, real)
     classifier, result = fine_tune(demo, data, backbone)
+    facts = {**numbers, "real": real, "versions": versions(), "duration": duration(demo.out),
+             "command": command(numbers, folders, options, demo.override)}  # fmt: skip
     for name, file, text in (
         (VOCO, backbone, backbone_card(backbone, facts, figures)),
         (RSNA, classifier, classifier_card(classifier, facts, result, backbone)),
@@ -199,12 +211,33 @@ def make_weights(
         sys.stdout.write(f"\n{text}\n")
 
 
+def stage_settings() -> dict[str, Any]:
+    """The settings of every stage, by which a work folder is known."""
+    return {
+        "repeats": REPEATS, "pretrain_small": PRETRAIN_SMALL, "pretrain": PRETRAIN, "health": HEALTH,
+        "fine_tune_small": FINE_TUNE_SMALL, "fine_tune": FINE_TUNE, "fine_tune_head": FINE_TUNE_HEAD,
+        "evaluation": EVALUATE,
+    }  # fmt: skip
+
+
+def command(
+    numbers: Mapping[str, int], folders: Sequence[Path], options: Sequence[object], override: Mapping[str, Any]
+) -> str:
+    """What makes the same weights: `make weights`, or what was given in place of its defaults."""
+    defaults = {"patients": PATIENTS, "tested": TESTED, "seed": SEED}
+    words = [word for name, value in numbers.items() if value != defaults[name] for word in (f"--{name}", value)]
+    words += ["--data", *(folder.name for folder in folders)] if folders else []
+    text = shlex.join(["python", "-m", "demo.weights", *map(str, words)]) if words else "make weights"
+    further = [" ".join(map(str, options)), ", ".join(f"{name} {value}" for name, value in override.items())]
+    return f"{text} ({'; '.join(filter(None, further))})" if any(further) else text
+
+
 def versions() -> str:
     import monai
     import timm
 
     packages = f"torch {torch.__version__.split('+')[0]}, MONAI {monai.__version__}, timm {timm.__version__}"
-    return f"a CPU ({platform.machine()}), Python {platform.python_version()}, {packages}"
+    return f"a CPU ({platform.machine()}, {os.cpu_count()} cores), Python {platform.python_version()}, {packages}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -213,11 +246,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=ROOT / "bundles", help="folder of the bundles to write into")
     parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="DIR",
                         help="real CT for the pretraining, instead of the samples in tests/data")  # fmt: skip
-    parser.add_argument("--patients", type=int, default=300, help="synthetic patients that are trained on")
-    parser.add_argument("--tested", type=int, default=100, help="synthetic patients of the test")
-    parser.add_argument("--seed", type=int, default=0, help="of data and training")
+    parser.add_argument("--patients", type=int, default=PATIENTS, help="synthetic patients that are trained on")
+    parser.add_argument("--tested", type=int, default=TESTED, help="synthetic patients of the test")
+    parser.add_argument("--seed", type=int, default=SEED, help="of data and training")
     args = parser.parse_args(argv)
-    make_weights(args.work, args.models, folders=args.data, patients=args.patients, tested=args.tested, seed=args.seed)
+    numbers = {"patients": args.patients, "tested": args.tested, "seed": args.seed}
+    try:
+        make_weights(args.work, args.models, folders=args.data, **numbers)
+    except OtherSettings as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def pack(
         out: made if needed.
         weights: flat ``model.pt`` for the bundle's default network; default is ``bundles/name/models/model.pt``, with
             its model card, where there is one.
-        url: where the weights will lie; they are then named in ``large_files.yml`` instead of packed.
+        url: where `weights` will lie; they are then named in ``large_files.yml`` instead of packed.
         allow_config_mismatch: take weights that were trained with another input than the bundle's default.
         root: of the repository.
 
@@ -93,9 +93,9 @@ def _weights(root: Path, name: str, weights: Path | None, url: str | None, allow
     """The files that weights become; none, with a word on what that means, where there are no weights."""
     own = root / "bundles" / name / "models" / "model.pt"
     path = weights if weights is not None else own
+    if weights is None and url is not None:
+        raise PackError(f"--weights-url: its sha256 needs the file that will lie there: give --weights {name}=FILE")
     if weights is None and not own.is_file():
-        if url is not None:
-            raise PackError(f"--weights-url: its sha256 needs the file: give --weights {name}=FILE or put it at {own}")
         logger.warning(
             "%s: packed without weights. Training works; inference and evaluation need --weights FILE; ckpt_export, "
             "monai.bundle.load() and the zoo's verify_bundle.py have nothing to load (--weights %s=FILE packs some)",
@@ -105,14 +105,14 @@ def _weights(root: Path, name: str, weights: Path | None, url: str | None, allow
         return {}
     state = read_default_weights(root, name, path, allow_mismatch=allow)
     card = weights_card(path, shipped=weights is None)
-    if card:
-        logger.info("%s: weights of %s and their model card go with it", name, path)
+    what = f"{name}: weights of {path}{' and their model card' if card else ''} go with it"
+    if card and weights is None:  # the bundle's own, of which its documents speak
+        logger.info(what)
     else:
         logger.warning(
-            "%s: weights of %s go with it. Before publishing state in docs/data_license.txt and under Performance in "
-            "docs/README.md on which data they were trained, under which licence they are and what they reach",
-            name,
-            path,
+            "%s. Before publishing state in docs/data_license.txt and under Performance in docs/README.md on which "
+            "data they were trained, under which licence they are and what they reach",
+            what,
         )
     return {**card, **(weights_files(path, state) if url is None else large_files(path, url))}
 
@@ -150,7 +150,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=_pair, action="append", default=[], metavar="BUNDLE=FILE",
                         help="flat model.pt for the bundle's default network")  # fmt: skip
     parser.add_argument("--weights-url", type=_pair, action="append", default=[], metavar="BUNDLE=URL",
-                        help="where that model.pt will lie (https), instead of packing it")  # fmt: skip
+                        help="where the model.pt of --weights will lie (https), instead of packing it")  # fmt: skip
     parser.add_argument("--allow-config-mismatch", action="store_true",
                         help="weights that were trained with another input than the bundle's default")  # fmt: skip
     args = parser.parse_args(argv)

@@ -29,7 +29,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
-from lib.bundles import CLASSIFIER, PRETRAINING, SetupError, bundles_folder, read_setup, use_bundle
+from lib.bundles import CLASSIFIER, PRETRAINING, SetupError, bundles_folder, left_aside, read_setup, use_bundle
 from lib.refusal import refusing
 
 with refusing(SetupError):  # the bundle's modules, which those of the app import
@@ -119,6 +119,8 @@ class InjuryApp(MONAILabelApp):
         """The server is there: give it its routes."""
         install(server_of_monailabel(), self)
         end_tasks_with_the_server()
+        if self.setup.weights is None:
+            logger.warning(left_aside(self.setup.bundles))
         if self._auto_update_scoring and self._has_weights():
             self.async_scoring(None)
 
@@ -177,8 +179,9 @@ class InjuryApp(MONAILabelApp):
     def folders(self) -> list[Path]:
         """The folders of this server, which no client needs to know."""
         setup, store = self.setup, self._datastore
-        named = (setup.app_dir, setup.bundles, setup.output_root, setup.weights.parent, store.root, store.images_root)
-        more = (setup.labels, setup.patients and setup.patients.parent, gettempdir(), sys.prefix)
+        named = (setup.app_dir, setup.bundles, setup.output_root, store.root, store.images_root)
+        files = (setup.weights, setup.patients)
+        more = (setup.labels, *(file and file.parent for file in files), gettempdir(), sys.prefix)
         return [Path(folder) for folder in (*named, *more) if folder]
 
     # tasks

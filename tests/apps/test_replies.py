@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -26,7 +27,7 @@ from apps.monailabel.lib.errors import TooLarge
 from apps.monailabel.lib.uploads import unpack_upload
 from tests.ports import free_port
 
-from .conftest import ROOT, Server, copy_app
+from .conftest import ROOT, UNWEIGHTED, Server, copy_app
 
 DATA = ROOT / "tests" / "data"
 NIFTI, DICOM, BROKEN = "lidc_idri_0001.nii.gz", "series", "cut_off.nii.gz"
@@ -446,6 +447,24 @@ def test_without_weights_inference_says_what_to_do(start_server: Callable[..., S
     weights.parent.mkdir()
     weights.write_bytes(b"no weights")
     refused(server.post(INFER, params={"image": NIFTI}), 409, "cannot be run: model.pt: ")
+
+
+def test_weights_whose_card_warns_are_not_served_by_themselves(
+    start_server: Callable[..., Server], home: Path, weights: Path, tmp_path: Path
+) -> None:
+    """A reader would see their predictions, and trainings begin with them."""
+    shutil.copytree(ROOT / "bundles", tmp_path / "bundles", ignore=UNWEIGHTED)
+    models = tmp_path / "bundles" / "rsna_cnn_lstm" / "models"
+    models.mkdir()
+    shutil.copy(weights, models)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (models / "MODEL_CARD.md").write_text(f"> **Trained on synthetic injuries.**\n\n{digest}\n")
+    server = start_server(home / "studies", shipped=None, conf={"bundles": str(tmp_path / "bundles")})
+    refused(server.post(INFER, params={"image": NIFTI}), 409, "no weights yet", "--conf weights")
+    assert server.get("/info/").json()["models"]["rsna_cnn_lstm"]["version"] is None
+    assert server.get("/versions/rsna_cnn_lstm").json() == []
+    log = server.log.read_text()
+    assert log.count("model.pt is not served: Trained on synthetic injuries. Name it") == 1
 
 
 @pytest.mark.parametrize("place", ["folder", "PACS"])

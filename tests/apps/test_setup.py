@@ -4,27 +4,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from apps.monailabel.lib.bundles import SetupError, read_setup
+from apps.monailabel.lib.bundles import SetupError, left_aside, read_setup
 from apps.monailabel.lib.task_state import task_state
 
-from .conftest import APP, ROOT
+from .conftest import APP, ROOT, UNWEIGHTED
 
 
 def test_defaults_are_those_of_a_checkout(tmp_path: Path) -> None:
     setup = read_setup(APP, {})
     assert setup.bundle("rsna_cnn_lstm") == ROOT / "bundles" / "rsna_cnn_lstm"
-    assert setup.weights == ROOT / "bundles" / "rsna_cnn_lstm" / "models" / "model.pt"
+    assert setup.weights is None  # the repository's own, whose card warns, are not for a server
     assert setup.models == ("rsna_cnn_lstm", "voco2d_pretrain")
     assert setup.output_root == APP / "model"
     assert (setup.device, setup.upload_limit) == (None, 2_048_000_000)
     assert setup.unpacked_limit == 2_048_000_000
     assert (setup.hosts, setup.labels, setup.patients) == ((), None, None)
     assert setup.overrides("rsna_cnn_lstm", "train") == {}
+
+
+def test_weights_whose_card_warns_are_served_only_where_they_are_named(tmp_path: Path) -> None:
+    bundles = tmp_path / "bundles"
+    shutil.copytree(ROOT / "bundles", bundles, ignore=UNWEIGHTED)
+    conf, file = {"bundles": str(bundles)}, bundles / "rsna_cnn_lstm" / "models" / "model.pt"
+    assert (read_setup(APP, conf).weights, left_aside(bundles)) == (file, None)  # absent: it may come
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    assert (read_setup(APP, conf).weights, left_aside(bundles)) == (file, None)  # one's own, without a card
+    card = f"> **Not for clinical use.**\n\n{hashlib.sha256(b'weights').hexdigest()}\n"
+    file.with_name("MODEL_CARD.md").write_text(card)
+    assert read_setup(APP, conf).weights is None
+    assert str(left_aside(bundles)).startswith(f"{file} is not served: Not for clinical use. ")
+    assert read_setup(APP, {**conf, "weights": str(file)}).weights == file
 
 
 def test_every_conf_is_taken(tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ def test_shipped_weights_are_the_first_version(versions: ModelVersions) -> None:
     assert not versions.folder.exists(), "looking writes nothing"
 
 
-def test_without_any_weights_it_is_said_what_to_do(tmp_path: Path) -> None:
-    none = ModelVersions(tmp_path / "versions", tmp_path / "absent.pt")
+@pytest.mark.parametrize("shipped", ["absent.pt", None])
+def test_without_any_weights_it_is_said_what_to_do(tmp_path: Path, shipped: str | None) -> None:
+    none = ModelVersions(tmp_path / "versions", tmp_path / shipped if shipped else None)
     with pytest.raises(Conflict, match="--conf weights") as raised:
         none.current()
     assert str(tmp_path) not in str(raised.value)

@@ -142,6 +142,12 @@ def test_licence_of_every_data_set_is_stated(root: Path) -> None:
     for bundle in BUNDLES:
         text = (root / "bundles" / bundle / "docs" / "data_license.txt").read_text(encoding="utf-8")
         assert "contains no images" in text
+        assert max(map(len, text.splitlines())) <= 120
+        said = " ".join(text.split())  # true of a packed bundle too, whatever weights and card it holds
+        assert (
+            f"those whose sha256 bundles/{bundle}/models/MODEL_CARD.md of the project's repository names, were" in said
+        )
+        assert "Any other weights in models/ come from whoever packed them" in said
         assert "https://www.kaggle.com/competitions/rsna-2023-abdominal-trauma-detection" in text
         assert "https://codalab.lisn.upsaclay.fr/competitions/12239" in text
         assert all(f"https://doi.org/{doi}" in text.lower() for doi in sources)

@@ -66,3 +66,16 @@ def test_make_pack_hands_weights_on(root: Path, tmp_path: Path) -> None:
     assert words() == "-m tools.pack --out dist"
     assert words("VOCO_WEIGHTS=a b.pt") == '-m tools.pack --out dist --weights "voco2d_pretrain=a b.pt"'
     assert words("RSNA_WEIGHTS=c.pt") == '-m tools.pack --out dist --weights "rsna_cnn_lstm=c.pt"'
+
+
+DOCUMENTS = ("*.md", "docs/*.md", "apps/*/README.md", "bundles/*/docs/*.md")
+
+
+def test_lines_of_the_documents_are_within_the_limit(root: Path) -> None:
+    """Tables and commands, which cannot be broken, are as long as they are."""
+    files = [file for pattern in DOCUMENTS for file in root.glob(pattern)]
+    assert len(files) > 7
+    for file in files:
+        prose = re.sub(r"^```.*?^```$", "", file.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        long = [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")]
+        assert not long, (file, long)

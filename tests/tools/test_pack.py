@@ -151,7 +151,8 @@ def test_a_card_goes_with_the_weights_that_it_names_and_no_others(
     assert {path.name for path in packed.iterdir()} == {*WEIGHTS_FILES, "MODEL_CARD.md"}
     assert card_notice(packed / "model.pt") == NOTICE
     url = "https://example.org/model.pt"
-    pack(VOCO, tmp_path / "url", url=url, root=checkout)
+    pack(VOCO, tmp_path / "url", weights=models / "model.pt", url=url, root=checkout)
+    assert "and their model card go with it. Before publishing state" in caplog.text  # one's own, card or no card
     assert {path.name for path in (tmp_path / "url" / VOCO / "models").iterdir()} == {"MODEL_CARD.md"}
     other = weights(VOCO, lambda state: {name: tensor + 1 for name, tensor in state.items()})
     pack(VOCO, tmp_path / "other", weights=other, root=checkout)
@@ -183,8 +184,14 @@ def test_weights_elsewhere_are_named_with_their_checksum(small: Path, weights, t
 def test_an_address_that_is_not_https_is_refused(small: Path, weights, url: str, tmp_path: Path) -> None:
     with pytest.raises(PackError, match="begins with https://"):
         pack(VOCO, tmp_path / "dist", weights=weights(VOCO), url=url, root=small)
-    with pytest.raises(PackError, match="needs the file"):
-        pack(VOCO, tmp_path / "dist", url=url, root=small)
+    assert not (tmp_path / "dist").exists()
+
+
+def test_an_address_is_of_weights_that_are_named(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Else those that the bundle ships would be published under the address of others."""
+    url = f"{RSNA}=https://example.org/model.pt"
+    assert main([RSNA, "--weights-url", url, "--out", str(tmp_path / "dist")]) == 1
+    assert f"needs the file that will lie there: give --weights {RSNA}=FILE" in caplog.text
     assert not (tmp_path / "dist").exists()
 
 

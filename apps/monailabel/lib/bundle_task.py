@@ -114,7 +114,8 @@ class BundleTrainTask(TrainTask):
         return {**self.defaults, **cache, **self._settings(), **parameters, **place}
 
     def _bundle(self, configs: tuple[str, ...], overrides: Mapping[str, Any], run: Path, name: str, store: Any) -> Path:
-        hide = [store.images_root, store.root, self.setup.output_root, self.versions.shipped.parent]
+        shipped = self.versions.shipped
+        hide = [store.images_root, store.root, self.setup.output_root, *([shipped.parent] if shipped else [])]
         return run_bundle(self.bundle, configs, overrides, run, name, hide)
 
     def _remove_checkpoints(self) -> None:

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CLASSIFIER", "PRETRAINING", "Setup", "SetupError", "bundles_folder", "read_setup", "use_bundle"]
+__all__ = [
+    "CLASSIFIER",
+    "PRETRAINING",
+    "Setup",
+    "SetupError",
+    "bundles_folder",
+    "left_aside",
+    "read_setup",
+    "use_bundle",
+]
 
 CLASSIFIER, PRETRAINING = "rsna_cnn_lstm", "voco2d_pretrain"
 KEYS = ("models", "bundles", "settings", "weights", "output_root", "device", "upload_limit_mb", "unpacked_limit_mb",
@@ -34,7 +43,8 @@ class Setup:
         bundles: folder of both bundles.
         models: what is served, out of both.
         settings: overrides of the bundles' configs: model -> config -> name -> value.
-        weights: the classifier to start with; may be absent, then training makes the first.
+        weights: the classifier to start with; may be absent, then training makes the first. None where the bundle's own
+            are not for this, see `left_aside`.
         output_root: folder of runs and versions.
         device: None for the bundle's own choice.
         upload_limit: bytes of a request.
@@ -48,7 +58,7 @@ class Setup:
     bundles: Path
     models: tuple[str, ...]
     settings: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    weights: Path
+    weights: Path | None
     output_root: Path
     device: str | None
     upload_limit: int
@@ -84,6 +94,21 @@ def bundles_folder(app_dir: Path, conf: Mapping[str, str]) -> Path:
     return folder
 
 
+def shipped_weights(bundles: Path) -> Path:
+    """The file of the classifier's own weights; it may be absent."""
+    return bundles / CLASSIFIER / "models" / "model.pt"
+
+
+def left_aside(bundles: Path) -> str | None:
+    """What is said of the classifier's own weights where their model card warns of them: a server would show what they
+    predict to radiologists and begin trainings with them. Such weights are served only where they are named."""
+    from workflow.card import card_notice  # the bundle's, see `use_bundle`
+
+    path = shipped_weights(bundles)
+    notice = card_notice(path)
+    return notice and f"{path} is not served: {notice} Name it, or better another file, by --conf weights FILE"
+
+
 def read_setup(app_dir: Path, conf: Mapping[str, str]) -> Setup:
     """The setup that `--conf` pairs mean.
 
@@ -96,12 +121,13 @@ def read_setup(app_dir: Path, conf: Mapping[str, str]) -> Setup:
         raise SetupError(f"--conf {', '.join(unknown)}: unknown; known are {', '.join(KEYS)}")
     bundles = bundles_folder(app_dir, conf)
     root, labels = conf.get("output_root"), conf.get("labels")
+    shipped = None if left_aside(bundles) else shipped_weights(bundles)
     return Setup(
         app_dir=app_dir,
         bundles=bundles,
         models=_models(conf.get("models", ",".join(CONFIGS))),
         settings=_settings(conf.get("settings")),
-        weights=_file("weights", conf) or bundles / CLASSIFIER / "models" / "model.pt",
+        weights=_file("weights", conf) or shipped,
         output_root=_path(root) if root else app_dir.resolve() / "model",
         device=conf.get("device") or None,
         upload_limit=_bytes("upload_limit_mb", conf),

@@ -51,11 +51,11 @@ class ModelVersions:
 
     Args:
         folder: of the versions; made when the first is added.
-        shipped: the weights to begin with, which nothing here writes to; they may be absent.
+        shipped: the weights to begin with, which nothing here writes to; they may be absent, or None.
     """
 
-    def __init__(self, folder: Path, shipped: Path) -> None:
-        self.folder, self.shipped = Path(folder), Path(shipped)
+    def __init__(self, folder: Path, shipped: Path | None) -> None:
+        self.folder, self.shipped = Path(folder), shipped
 
     def current(self) -> Version:
         """The version in use.
@@ -71,7 +71,7 @@ class ModelVersions:
             which = f"of version {name}, which was chosen," if choices else "that were shipped"
             raise Conflict(f"the weights {which} are gone: put them back, or choose another of {self._known()}")
         raise Conflict(
-            "there are no weights yet: none are shipped, and no training was done. Give a weights file by"
+            "there are no weights yet: none were given, and no training was done. Give a weights file by"
             " --conf weights, or label images and train"
         )
 
@@ -164,7 +164,7 @@ class ModelVersions:
         return FileLock(self.folder / ".lock", timeout=60)
 
     def _weights(self, name: str) -> Path:
-        return self.shipped if name == SHIPPED else self.folder / name / WEIGHTS
+        return self.shipped if name == SHIPPED and self.shipped else self.folder / name / WEIGHTS
 
     def _names(self) -> list[str]:
         """Of all versions that have weights."""
