@@ -33,6 +33,7 @@ Trust
     `vocabulary`         all that a config may say
     `review`             a config before it is run
     `provenance`         weights meet the input that they were trained on
+    `card`               what a model card says of the weights beside it
     `privacy`            what stays out of logs and files
     `errors`             what went wrong, without the layers
 
