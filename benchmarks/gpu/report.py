@@ -189,7 +189,6 @@ def headline(results: dict[str, Any]) -> str | None:
 
 def plots(results: dict[str, Any], folder: Path) -> None:
     """Volumes a second of the variants of a pretraining step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     part = results.get("pretraining", {"variants": {}})
@@ -197,7 +196,6 @@ def plots(results: dict[str, Any], folder: Path) -> None:
     names, middle = list(rates), [rate["median"] for rate in rates.values()]
     ranges = [[r["median"] - r["low"] for r in rates.values()], [r["high"] - r["median"] for r in rates.values()]]
     picture = Figure(figsize=(8, 3), layout="constrained")
-    FigureCanvasAgg(picture)
     axes = picture.subplots()
     axes.barh(names, middle, xerr=ranges, capsize=3)
     axes.invert_yaxis()

@@ -192,11 +192,9 @@ def plots(results: dict[str, Any], folder: Path) -> None:
 
 
 def _plot(part: str, steps: dict[str, Rows], file: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(9, 3.4), layout="constrained")
-    FigureCanvasAgg(picture)
     left, right = picture.subplots(1, 2)
     for step, rows in steps.items():
         x, seconds = [row["x"] for row in rows], [row["seconds"] for row in rows]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .pretexts import CONTROL
@@ -25,7 +24,6 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for level, modes in plan["grid"].items():
         figure = Figure(figsize=(3.4 * len(modes) + 1.2, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(modes), squeeze=False, sharey=True)[0]
         for axis, mode in zip(axes, modes, strict=True):
             for place, pretext in enumerate(plan["pretexts"]):

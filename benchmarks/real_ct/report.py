@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -196,7 +195,6 @@ def plots(results: dict[str, Any], folder: Path) -> None:
     """``real_ct.png``: each figure's seeds for each network, one line a patient or organ."""
     folder.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     for axis, (name, (title, _)) in zip(figure.subplots(1, len(FIGURES)), FIGURES.items(), strict=True):
         found = [values(results, network, name) for network in NETWORKS]
         labels = organs(results) if name == "organ_auc" else patients(results)

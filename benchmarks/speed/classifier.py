@@ -15,7 +15,7 @@ from workflow.datalist import find_series
 from workflow.dataset import collate_plain
 
 from benchmarks.bundle_parts import parse
-from benchmarks.speed.rows import CONTIGUOUS, OURS, STAGES, Measured, timed
+from benchmarks.speed.rows import CONTIGUOUS, OURS, STAGES, Measured, measure_parts, timed
 
 # stage of each transform of the bundle's inference; all others are the rest
 STAGE_OF = {
@@ -103,9 +103,6 @@ ACTIONS = {"classifier": classifier, "series": series, "index": index}
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """The task's parts, one after the other."""
+    """See `rows.measure_parts`."""
     torch.manual_seed(0)
-    found: Measured = {}
-    for part in task["parts"]:
-        found |= ACTIONS[part](task)
-    return {"measured": found}
+    return measure_parts(ACTIONS, task)

@@ -20,7 +20,7 @@ from workflow.training import GradientClipping
 
 from benchmarks import monai_caches, reference
 from benchmarks.bundle_parts import parse
-from benchmarks.speed.rows import IN_MEMORY, ORIGINAL, OURS, PERSISTENT, WITH_GRADIENT, Measured, timed
+from benchmarks.speed.rows import IN_MEMORY, ORIGINAL, OURS, PERSISTENT, WITH_GRADIENT, Measured, measure_parts, timed
 from scripts.teacher import TeacherUpdate
 
 LOSS_BATCH = 4
@@ -212,9 +212,6 @@ ACTIONS = {"data": data, "crops": crops, "loss": loss, "ema": ema, "step": step,
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """The task's parts, one after the other."""
+    """See `rows.measure_parts`."""
     torch.manual_seed(0)
-    found: Measured = {}
-    for part in task["parts"]:
-        found |= ACTIONS[part](task)
-    return {"measured": found}
+    return measure_parts(ACTIONS, task)

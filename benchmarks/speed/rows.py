@@ -69,6 +69,14 @@ QUANTITIES = (
 PARTS = tuple(dict.fromkeys(quantity.part for quantity in QUANTITIES))
 
 
+def measure_parts(actions: Mapping[str, Callable[[dict[str, Any]], Measured]], task: dict[str, Any]) -> dict[str, Any]:
+    """The task's parts, one after the other."""
+    found: Measured = {}
+    for part in task["parts"]:
+        found |= actions[part](task)
+    return {"measured": found}
+
+
 def timed(
     actions: Mapping[str, Callable[[], Any]], repeats: int, calls: Mapping[str, int] | None = None, warmup: int = 1
 ) -> dict[str, list[float]]:

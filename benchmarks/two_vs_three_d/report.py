@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.common import figure, ratio, spread, table
@@ -144,7 +143,6 @@ def plots(results: dict[str, Any], folder: Path) -> None:
     """Peak memory, volumes per second and position accuracy of each network, a dot a round."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = Figure(figsize=(10, 3), layout="constrained")
-    FigureCanvasAgg(drawn)
     titles = {"training_mb": "peak MB", "volumes_per_second": "volumes/s", "position_accuracy": "position accuracy"}
     for axis, (name, title) in zip(drawn.subplots(1, len(titles)), titles.items(), strict=True):
         _bars(axis, [of_seeds(results, network, name) for network in networks(results)], networks(results))
