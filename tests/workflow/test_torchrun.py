@@ -32,7 +32,8 @@ import os, pathlib, signal, time
 from ignite.engine import Events
 
 class Fault:
-    """Handler: what happens to one rank in one epoch."""
+    """Handler: what happens to one rank in the second step of one epoch: the first needed the other rank, which so has
+    saved the epoch before."""
 
     def __init__(self, kind, rank, epoch, mark):
         self.kind, self.here, self.epoch, self.mark = kind, int(os.environ["RANK"]) == rank, epoch, mark
@@ -42,7 +43,7 @@ class Fault:
             engine.add_event_handler(Events.ITERATION_STARTED, self)
 
     def __call__(self, engine):
-        if engine.state.epoch == self.epoch:
+        if engine.state.epoch == self.epoch and engine.state.iteration % engine.state.epoch_length == 2:
             pathlib.Path(self.mark).touch()
             if self.kind == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
