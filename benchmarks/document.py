@@ -76,9 +76,22 @@ def digests() -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
 
 
+def wrapped(text: str) -> str:
+    """The text with its prose and lists in lines of up to 120 characters, as the rest of the documentation has them;
+    tables, code and HTML stay as they are."""
+    lines, code = [], False
+    for line in text.split("\n"):
+        code ^= line.startswith("```")
+        if not code and not line.startswith(("|", "<", "    ", "#", "!")):
+            indent = "  " if line.startswith("- ") else ""
+            line = textwrap.fill(line, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def not_measured(titles: list[str]) -> str:
     """The line of the README that says what has no figures."""
-    return textwrap.fill(f"Not measured yet: {'; '.join([*titles, *NO_BENCHMARK])}.", 120, break_on_hyphens=False)
+    return f"Not measured yet: {'; '.join([*titles, *NO_BENCHMARK])}."
 
 
 def findings(name: str, report: str, results: dict[str, Any]) -> str:
@@ -122,7 +135,8 @@ def document(plot_folder: Path | None) -> tuple[str, str]:
         headline = report.headline(results)
         headlines += [f"- {headline}"] if headline else []
     listed = [*headlines, ""] if headlines else []
-    return "\n".join(part for part in parts if part), "\n".join([*listed, not_measured(unmeasured)])
+    text = "\n".join(part for part in parts if part)
+    return wrapped(text), wrapped("\n".join([*listed, not_measured(unmeasured)]))
 
 
 def in_readme(headlines: str) -> str:

@@ -18,6 +18,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import TransformBackends, ensure_tuple
 
+from .meta import with_meta
+from .seeding import SeededInPlace
+
 __all__ = ["ExtractSlices", "ExtractSlicesd", "SliceAffinesd", "slice_affines"]
 
 SliceMode = Literal["equal", "centre", "jitter"]
@@ -39,7 +42,7 @@ def slice_affines(image: MetaTensor) -> torch.Tensor:
     return affines
 
 
-class ExtractSlices(Randomizable, Transform):
+class ExtractSlices(SeededInPlace, Transform):
     """Take S axial slices of a volume, ascending in z.
 
     Args:
@@ -108,7 +111,7 @@ class ExtractSlices(Randomizable, Transform):
         slices = _gather(volume.as_tensor(), index, self.neighbours)
         affine, offsets = _strided_affine(volume.affine, index)
         meta = {**volume.meta, "affine": affine, "slice_offsets": offsets}
-        return MetaTensor(slices, meta=meta, applied_operations=list(volume.applied_operations))
+        return with_meta(slices, meta, volume.applied_operations)
 
 
 class ExtractSlicesd(Randomizable, MapTransform):

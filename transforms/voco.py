@@ -18,9 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.data import MetaObj, MetaTensor
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import TransformBackends, ensure_tuple, ensure_tuple_rep
+
+from .meta import with_meta
+from .seeding import SeededInPlace
 
 __all__ = ["RandVoCoCrop", "RandVoCoCropd", "VoCoCrops", "overlap_labels"]
 
@@ -55,7 +58,7 @@ def overlap_labels(windows: np.ndarray, grid_size: Sequence[int], crop_size: Seq
     return torch.from_numpy((shared / math.prod(crop_size)).astype(np.float32))
 
 
-class RandVoCoCrop(Randomizable, Transform):
+class RandVoCoCrop(SeededInPlace, Transform):
     """Cut base crops and random crops from the slices of one volume and label their overlap.
 
     Args:
@@ -125,8 +128,8 @@ class RandVoCoCrop(Randomizable, Transform):
             base, random = _resize(base, out), _resize(random, out)
         base_starts = np.indices(grid).reshape(len(grid), -1).T * np.asarray(crop)
         return VoCoCrops(
-            _with_meta(random, img, windows.copy()),
-            _with_meta(base, img, base_starts),
+            _with_windows(random, img, windows.copy()),
+            _with_windows(base, img, base_starts),
             overlap_labels(windows, grid, crop),
         )
 
@@ -204,19 +207,10 @@ class RandVoCoCropd(Randomizable, MapTransform):
         return d
 
 
-def _with_meta(crops: torch.Tensor, img: torch.Tensor, windows: np.ndarray) -> MetaTensor:
+def _with_windows(crops: torch.Tensor, img: torch.Tensor, windows: np.ndarray) -> MetaTensor:
     """`crops` with the image's meta data and their windows, in a dictionary of their own: later transforms write into
     the meta data of what they are given."""
-    meta = {**(img.meta if isinstance(img, MetaTensor) else {}), "windows": torch.from_numpy(windows)}
-    affine = meta.get("affine")
-    known = isinstance(affine, torch.Tensor) and affine.shape == (4, 4) and affine.dtype == torch.float64
-    if not known or affine.device.type != "cpu":
-        return MetaTensor(crops, meta=meta)
-    # The same without converting an affine that is converted already, which takes as long as cutting all crops.
-    found = crops.as_subclass(MetaTensor)
-    MetaObj.__init__(found)
-    found.meta = meta
-    return found
+    return with_meta(crops, {**(img.meta if isinstance(img, MetaTensor) else {}), "windows": torch.from_numpy(windows)})
 
 
 def _base_crops(pixels: torch.Tensor, crop: Sequence[int]) -> torch.Tensor:

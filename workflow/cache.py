@@ -15,15 +15,18 @@ import functools
 import hashlib
 import json
 import logging
+import math
+import mmap
 import os
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
+from transforms.meta import with_meta
 from transforms.nifti import is_nifti
 
 from .run import whole_file, write_atomically
@@ -86,6 +89,18 @@ def fingerprint(source: str | os.PathLike[str]) -> list[Any]:
     return [str(path), [_stat(file) for file in files]]
 
 
+class Header(NamedTuple):
+    """All of a slab but its voxels, read once a run: its parsing takes longer than the slices of a step."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int  # of the voxels, in bytes
+    bytes: int  # of the file
+    affine: torch.Tensor
+    meta: dict[str, Any]
+    crc32: int
+
+
 class SlabCache:
     """Runs `prepare` on an item, or reads what it gave before.
 
@@ -100,6 +115,7 @@ class SlabCache:
         self.folder = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         self.key = key
         self._description = json.dumps([VERSION, describe(prepare)], sort_keys=True, default=str)
+        self._headers: dict[Path, Header] = {}
 
     def sources(self, item: dict[str, Any]) -> tuple[str, ...]:
         """The paths that the prepared volume is made of."""
@@ -130,27 +146,28 @@ class SlabCache:
             except FileNotFoundError:
                 pass
             except (ValueError, EOFError, KeyError, OSError) as error:
+                self._headers.pop(path, None)
                 logger.warning("damaged slab %s (%s): preparing %s again", path, error, item[self.key])
         volume = self.prepare(dict(item))[self.key]
         if path is not None:
             self._write(path, volume, item)
         return volume
 
-    @staticmethod
-    def _read(path: Path, verify: bool) -> MetaTensor:
-        # copy-on-write: torch wants a writable array, and nothing that it writes may reach the file
-        slab = np.load(path.with_suffix(".npy"), mmap_mode="c", allow_pickle=False)
-        meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if list(slab.shape) != meta["shape"]:
-            raise ValueError(f"expected shape {meta['shape']}, found {list(slab.shape)}")
-        checksum = meta["crc32"]
-        if verify and zlib.crc32(np.ascontiguousarray(slab)) != checksum:
+    def _read(self, path: Path, verify: bool) -> MetaTensor:
+        if path not in self._headers:
+            self._headers[path] = _read_header(path)
+        header = self._headers[path]
+        with open(path.with_suffix(".npy"), "rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            if found != header.bytes:
+                raise ValueError(f"expected {header.bytes} bytes, found {found}")
+            # copy-on-write: torch wants a writable array, and nothing that it writes may reach the file
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if verify and zlib.crc32(memoryview(mapped)[header.offset :]) != header.crc32:
             raise ValueError("its checksum is wrong")
-        volume = torch.from_numpy(slab).permute(1, 2, 3, 0)
-        affine = torch.tensor(meta["affine"], dtype=torch.float64)
-        return MetaTensor(
-            volume, affine=affine, meta={"filename_or_obj": meta["source"], "source_slices": meta["source_slices"]}
-        )
+        voxels = torch.frombuffer(mapped, dtype=header.dtype, count=math.prod(header.shape), offset=header.offset)
+        volume = voxels.view(header.shape).permute(1, 2, 3, 0)
+        return with_meta(volume, {**header.meta, "affine": header.affine.clone()})
 
     def _write(self, path: Path, volume: MetaTensor, item: dict[str, Any]) -> None:
         slab = np.ascontiguousarray(volume.as_tensor().permute(3, 0, 1, 2).numpy())
@@ -164,6 +181,22 @@ class SlabCache:
         write_atomically(path.with_suffix(".json"), json.dumps(meta))
         with whole_file(path.with_suffix(".npy")) as file:  # last: a slab that is there is whole
             np.save(file, slab, allow_pickle=False)
+
+
+def _read_header(path: Path) -> Header:
+    slab = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+    meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if list(slab.shape) != meta["shape"]:
+        raise ValueError(f"expected shape {meta['shape']}, found {list(slab.shape)}")
+    return Header(
+        shape=slab.shape,
+        dtype=torch.from_numpy(np.empty(0, slab.dtype)).dtype,
+        offset=slab.offset,
+        bytes=slab.offset + slab.nbytes,
+        affine=torch.tensor(meta["affine"], dtype=torch.float64),
+        meta={"filename_or_obj": meta["source"], "source_slices": meta["source_slices"]},
+        crc32=meta["crc32"],
+    )
 
 
 def slab_bytes(path: Path | None) -> int:

@@ -60,6 +60,8 @@ class SlabDataset(Dataset):
         self.data = list(data)
         self.cache = SlabCache(prepare, cache_dir, key)
         self.transform, self.seed, self.skip_failed, self.key = transform, seed, skip_failed, key
+        steps = transform.flatten().transforms if type(transform) is Compose else [transform]
+        self.random = [step for step in steps if isinstance(step, Randomizable)]
         self.num_workers = num_workers
         self.failed: list[tuple[str, str]] = []
         self.lost_patients = 0  # none of whose series could be prepared
@@ -78,9 +80,9 @@ class SlabDataset(Dataset):
         item[self.key] = self.cache.load(item, self.slabs[sources])
         if self.transform is None:
             return item
-        if isinstance(self.transform, Randomizable):
-            seed = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
-            self.transform.set_random_state(seed=int(seed))
+        seeds = np.random.SeedSequence([self.seed, number]).generate_state(len(self.random))
+        for step, seed in zip(self.random, seeds.tolist(), strict=True):
+            step.set_random_state(seed=seed)
         return self.transform(item)
 
     def prepare_all(self) -> None:

@@ -119,3 +119,15 @@ def test_the_documents_of_the_project_are_those_of_its_results(root: Path) -> No
 def test_benchmarks_of_the_document_are_those_that_exist(root: Path) -> None:
     packages = {path.parent.name for path in (root / "benchmarks").glob("*/report.py")}
     assert {module.split(".")[1] for module in document.REPORTS.values()} == packages
+
+
+def test_prose_is_wrapped_and_tables_code_and_html_are_not() -> None:
+    words = " ".join(["word"] * 40)
+    text = f"{words}\n\n- {words}\n| {words} |\n```bash\n{words}\n```\n<p>{words}\n![plot]({words})"
+    found = document.wrapped(text)
+    assert found.split() == text.split()
+    lines = found.split("\n")
+    assert [len(line) > 120 for line in lines].count(True) == 4
+    assert lines[0].startswith("word word")
+    assert any(line.startswith("  word") for line in lines)
+    assert document.wrapped(found) == found
