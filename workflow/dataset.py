@@ -60,8 +60,6 @@ class SlabDataset(Dataset):
         self.data = list(data)
         self.cache = SlabCache(prepare, cache_dir, key)
         self.transform, self.seed, self.skip_failed, self.key = transform, seed, skip_failed, key
-        steps = transform.flatten().transforms if type(transform) is Compose else [transform]
-        self.random = [step for step in steps if isinstance(step, Randomizable)]
         self.num_workers = num_workers
         self.failed: list[tuple[str, str]] = []
         self.lost_patients = 0  # none of whose series could be prepared
@@ -80,8 +78,11 @@ class SlabDataset(Dataset):
         item[self.key] = self.cache.load(item, self.slabs[sources])
         if self.transform is None:
             return item
-        seeds = np.random.SeedSequence([self.seed, number]).generate_state(len(self.random))
-        for step, seed in zip(self.random, seeds.tolist(), strict=True):
+        # each random step by itself: Compose would draw their seeds from a generator that it makes anew for each item
+        steps = self.transform.transforms if type(self.transform) is Compose else [self.transform]
+        random = [step for step in steps if isinstance(step, Randomizable)]
+        seeds = np.random.SeedSequence([self.seed, number]).generate_state(len(random))
+        for step, seed in zip(random, seeds.tolist(), strict=True):
             step.set_random_state(seed=seed)
         return self.transform(item)
 
