@@ -83,8 +83,11 @@ def wrapped(text: str) -> str:
     for line in text.split("\n"):
         code ^= line.startswith("```")
         if not code and not line.startswith(("|", "<", "    ", "#", "!")):
-            indent = "  " if line.startswith("- ") else ""
+            begin = re.match(r" *(- )?", line)
+            indent = " " * (begin.end() if begin else 0)
+            line = line.replace(" %", "\0%")  # a number stays with its unit
             line = textwrap.fill(line, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+            line = line.replace("\0", " ")
         lines.append(line)
     return "\n".join(lines)
 

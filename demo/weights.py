@@ -48,9 +48,10 @@ PRETRAIN_SMALL = {
 PRETRAIN = {**VOCO_RUN, "num_slices": 4, "batch_size": 4, "max_epochs": 1, "learning_rate": 0.0003}
 HEALTH = {**CPU, "hidden_size": 512, "num_slices": 4, "num_val_crops": 8, "part": "test"}
 RSNA_RUN = {**CPU, "dropout": 0.1, "augment_prob": 0, "flip_prob": 0, "keep_best": False, "slice_loss_weight": 0.3}
+# The whole body at once: of a crop of it a label speaks only in part, and nothing was learnt in as many steps.
 FINE_TUNE_SMALL = {
-    **RSNA_RUN, "volume_size": [128, 128, 32], "image_size": [96, 96], "num_slices": 24, "batch_size": 4,
-    "max_epochs": 10, "learning_rate": 0.001, "val_interval": 2,
+    **RSNA_RUN, "volume_size": [96, 96, 32], "image_size": [96, 96], "num_slices": 16, "batch_size": 8,
+    "max_epochs": 20, "learning_rate": 0.002, "val_interval": 5,
 }  # fmt: skip
 FINE_TUNE = {**RSNA_RUN, "num_slices": 12, "batch_size": 4, "max_epochs": 1, "learning_rate": 0.0003}
 # the recurrent network and the head alone, on just what inference will give them

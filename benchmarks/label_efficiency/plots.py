@@ -26,16 +26,16 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
         figure = Figure(figsize=(3.4 * len(modes) + 1.2, 3.4), layout="constrained")
         axes = figure.subplots(1, len(modes), squeeze=False, sharey=True)[0]
         for axis, mode in zip(axes, modes, strict=True):
+            axis.set_xscale("log")  # first: it takes the ticks away
             for place, pretext in enumerate(plan["pretexts"]):
                 _curve(axis, results, level, mode, pretext, place - (len(plan["pretexts"]) - 1) / 2)
             axis.axhline(results["frequencies"][level]["mAP"], color="grey", linestyle=":", label="chance")
-            axis.set_xscale("log")
             axis.set_title(f"{level}, {TITLES[mode]}", fontsize=9)
             axis.set_xlabel("labelled patients (synthetic)")
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("test mAP, seeds' mean and range")
         axes[0].legend(fontsize=7)
-        figure.savefig(folder / f"label_efficiency_{level}.png", dpi=90, metadata={"Software": None})
+        figure.savefig(folder / f"label_efficiency_{level}.png", dpi=80)
 
 
 def _curve(axis: Any, results: Mapping[str, Any], level: str, mode: str, pretext: str, place: float) -> None:

@@ -27,8 +27,10 @@ LOSS_BATCH = 4
 
 
 def _parse(task: dict[str, Any], dataset_dir: str, **overrides: Any) -> ConfigParser:
-    """The bundle's training config; `overrides` of the task are those of a smoke run."""
+    """The bundle's training config, without augmentation as the original is; `overrides` of the task are those of a
+    smoke run."""
     places = {"dataset_dir": dataset_dir, "val_fraction": 0.0, "device": "cpu", "output_root": task["work"]}
+    places["augment_prob"] = 0.0
     return parse(["train"], task["overrides"] | places | overrides)
 
 

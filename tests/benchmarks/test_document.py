@@ -123,11 +123,12 @@ def test_benchmarks_of_the_document_are_those_that_exist(root: Path) -> None:
 
 def test_prose_is_wrapped_and_tables_code_and_html_are_not() -> None:
     words = " ".join(["word"] * 40)
-    text = f"{words}\n\n- {words}\n| {words} |\n```bash\n{words}\n```\n<p>{words}\n![plot]({words})"
+    text = f"{words}\n\n- {words}\n  - {words}\n| {words} |\n```bash\n{words}\n```\n<p>{words}\n![plot]({words})"
     found = document.wrapped(text)
     assert found.split() == text.split()
     lines = found.split("\n")
     assert [len(line) > 120 for line in lines].count(True) == 4
     assert lines[0].startswith("word word")
-    assert any(line.startswith("  word") for line in lines)
+    assert [line[: line.index("word")] for line in lines[:7] if line] == ["", "", "- ", "  ", "  - ", "    "]
     assert document.wrapped(found) == found
+    assert not re.search(r"^%", document.wrapped("at 25 % " * 30), flags=re.MULTILINE)
