@@ -37,7 +37,7 @@ SURROUNDINGS = {
 SMALL = {"backbone_name": "test_efficientnet", "volume_size": [96, 96, 28], "num_workers": 2, "device": "cpu"}
 PRETRAIN = {
     **SMALL, "crop_size": [32, 32], "num_slices": 8, "hidden_size": 256, "batch_size": 6, "max_epochs": 3,
-    "learning_rate": 0.002, "warmup_fraction": 0.1, "ema_momentum": 0.9, "val_interval": 3,
+    "learning_rate": 0.002, "warmup_fraction": 0.1, "ema_momentum": 0.9, "val_interval": 3, "augment_prob": 0,
 }  # fmt: skip
 NETWORK = {**SMALL, "image_size": [96, 96], "num_slices": 20, "hidden_size": 64}
 FINE_TUNE = {

@@ -40,7 +40,9 @@ REPEATS = 8  # of each real series among the synthetic ones, in an epoch
 
 CPU = {"device": "cpu", "num_workers": 1}
 # The projector is not kept: a narrow one is enough for so few volumes.
-VOCO_RUN = {**CPU, "hidden_size": 512, "warmup_fraction": 0.1, "ema_momentum": 0.9, "num_val_crops": 4}
+VOCO_RUN = {
+    **CPU, "hidden_size": 512, "warmup_fraction": 0.1, "ema_momentum": 0.9, "num_val_crops": 4, "augment_prob": 0,
+}  # fmt: skip
 PRETRAIN_SMALL = {
     **VOCO_RUN, "volume_size": [96, 96, 32], "crop_size": [32, 32], "num_slices": 6, "batch_size": 6, "max_epochs": 4,
     "learning_rate": 0.001, "val_interval": 4,
