@@ -99,7 +99,9 @@ def header(module: str, argv: Sequence[str] | None, smoke: bool) -> dict[str, An
         argv: the command line's arguments; None for those of this process.
         smoke: a run that only shows that the benchmark works: no figure of it goes into a document.
     """
-    words = ["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]
+    words = sys.argv[1:] if argv is None else argv
+    # where things lay on somebody's machine is nothing for a document
+    words = ["python", "-m", module, *(Path(word).name if Path(word).is_absolute() else word for word in words)]
     return {"command": shlex.join(words), "revision": revision(), "smoke": smoke, "machine": machine()}
 
 

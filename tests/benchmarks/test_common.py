@@ -52,6 +52,8 @@ def test_a_table_is_markdown() -> None:
 def test_results_say_where_they_are_from(tmp_path) -> None:
     found = header("benchmarks.some", ["--out", "a file"], smoke=True)
     assert found["command"] == "python -m benchmarks.some --out 'a file'"
+    elsewhere = header("benchmarks.some", ["--work", "/home/me/work", "--out", "a/b.json"], smoke=True)
+    assert elsewhere["command"] == "python -m benchmarks.some --work work --out a/b.json"
     assert found["smoke"] is True
     assert found["revision"] == revision()
     assert {"cpu", "torch", "gpu", "threads", "environment"} <= set(found["machine"])
