@@ -53,9 +53,16 @@ RSNA_RUN = {**CPU, "dropout": 0.1, "augment_prob": 0, "flip_prob": 0, "keep_best
 # The whole body at once: of a crop of it a label speaks only in part, and nothing was learnt in as many steps.
 FINE_TUNE_SMALL = {
     **RSNA_RUN, "volume_size": [96, 96, 32], "image_size": [96, 96], "num_slices": 16, "batch_size": 8,
-    "max_epochs": 20, "learning_rate": 0.002, "val_interval": 5,
+    "max_epochs": 30, "learning_rate": 0.002, "val_interval": 5,
 }  # fmt: skip
-FINE_TUNE = {**RSNA_RUN, "num_slices": 12, "batch_size": 4, "max_epochs": 1, "learning_rate": 0.0003}
+# half way to the default size: what was learnt of small bodies was mostly lost in one step from 96 to 256 pixels
+FINE_TUNE_MEDIUM = {
+    **RSNA_RUN, "volume_size": [160, 160, 48], "image_size": [160, 160], "num_slices": 12, "batch_size": 8,
+    "max_epochs": 4, "learning_rate": 0.001, "val_interval": 4,
+}  # fmt: skip
+FINE_TUNE = {
+    **RSNA_RUN, "num_slices": 12, "batch_size": 4, "max_epochs": 3, "learning_rate": 0.0005, "val_interval": 3,
+}  # fmt: skip
 # the recurrent network and the head alone, on just what inference will give them
 FINE_TUNE_HEAD = {**RSNA_RUN, "freeze_blocks": "all", "batch_size": 4, "max_epochs": 1, "learning_rate": 0.0003}
 EVALUATE = {**CPU, "part": "test"}  # the default settings, on patients of the test
@@ -161,8 +168,9 @@ def fine_tune(demo: Weights, data: dict[str, Any], backbone: Path) -> tuple[Path
     """The classifier in half precision, and the figures of that file on the test patients."""
     path = demo.train("fine_tune_small", RSNA, **data, **FINE_TUNE_SMALL, pretrained_path=backbone)
     whole = [f"../../../{WHOLE_NETWORK}"]
-    path = demo.train("fine_tune", RSNA, whole, **data, **FINE_TUNE, pretrained_path=path)
-    path = demo.train("fine_tune_head", RSNA, whole, **data, **FINE_TUNE_HEAD, pretrained_path=path)
+    larger = {"fine_tune_medium": FINE_TUNE_MEDIUM, "fine_tune": FINE_TUNE, "fine_tune_head": FINE_TUNE_HEAD}
+    for stage, settings in larger.items():
+        path = demo.train(stage, RSNA, whole, **data, **settings, pretrained_path=path)
     shipped = write_half(path, demo.out / "shipped" / RSNA / "model.pt")
     folder = demo.measure("evaluation", RSNA, **data, **EVALUATE, weights=shipped)
     return shipped, json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -218,8 +226,8 @@ def stage_settings() -> dict[str, Any]:
     """The settings of every stage, by which a work folder is known."""
     return {
         "repeats": REPEATS, "pretrain_small": PRETRAIN_SMALL, "pretrain": PRETRAIN, "health": HEALTH,
-        "fine_tune_small": FINE_TUNE_SMALL, "fine_tune": FINE_TUNE, "fine_tune_head": FINE_TUNE_HEAD,
-        "evaluation": EVALUATE,
+        "fine_tune_small": FINE_TUNE_SMALL, "fine_tune_medium": FINE_TUNE_MEDIUM, "fine_tune": FINE_TUNE,
+        "fine_tune_head": FINE_TUNE_HEAD, "evaluation": EVALUATE,
     }  # fmt: skip
 
 

@@ -20,8 +20,8 @@ from demo.work_folder import duration, write_stamp
 
 CROPS = {"volume_size": [96, 96, 16], "crop_size": [32, 32], "num_slices": 2, "num_val_crops": 2, "hidden_size": 32}
 SLICES = {"volume_size": [32, 32, 8], "image_size": [24, 24], "num_slices": 8}
-TINY = {"PRETRAIN_SMALL": CROPS, "PRETRAIN": CROPS, "HEALTH": CROPS, "FINE_TUNE_SMALL": SLICES, "FINE_TUNE": SLICES,
-        "FINE_TUNE_HEAD": SLICES, "EVALUATE": SLICES}  # fmt: skip
+TINY = {"PRETRAIN_SMALL": CROPS, "PRETRAIN": CROPS, "HEALTH": CROPS, "FINE_TUNE_SMALL": SLICES,
+        "FINE_TUNE_MEDIUM": SLICES, "FINE_TUNE": SLICES, "FINE_TUNE_HEAD": SLICES, "EVALUATE": SLICES}  # fmt: skip
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_every_stage_is_done_once_and_the_files_have_cards(tmp_path: Path, monke
         assert card_notice(models / name / "models" / "model.pt") == NOTICE
         assert "LIDC-IDRI-0001 of LIDC-IDRI" in (models / name / "models" / CARD).read_text(encoding="utf-8")
     log = (work / "runs" / "fine_tune" / "log.txt").read_text(encoding="utf-8")
-    assert f"network tensors loaded from {work / 'runs' / 'fine_tune_small' / 'model.pt'}" in log
+    assert f"network tensors loaded from {work / 'runs' / 'fine_tune_medium' / 'model.pt'}" in log
     monkeypatch.setattr(Demo, "command", lambda *a: pytest.fail("a finished stage ran again"))
     make_weights(work, models, **arguments, override=override)
     assert {path: path.read_bytes() for path in written} == written
