@@ -79,17 +79,23 @@ def digests() -> dict[str, str]:
 def wrapped(text: str) -> str:
     """The text with its prose and lists in lines of up to 120 characters, as the rest of the documentation has them;
     tables, code and HTML stay as they are."""
-    lines, code = [], False
+    lines: list[tuple[str, bool]] = []  # each with whether it is prose
+    code = False
     for line in text.split("\n"):
         code ^= line.startswith("```")
-        if not code and not line.startswith(("|", "<", "    ", "#", "!")):
-            begin = re.match(r" *(- )?", line)
-            indent = " " * (begin.end() if begin else 0)
-            line = line.replace(" %", "\0%")  # a number stays with its unit
-            line = textwrap.fill(line, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
-            line = line.replace("\0", " ")
-        lines.append(line)
-    return "\n".join(lines)
+        prose = bool(line) and not code and not line.startswith(("|", "<", "    ", "#", "!", "```"))
+        if prose and lines and lines[-1][1] and not re.match(r" *- ", line):
+            line = f"{lines.pop()[0]} {line.lstrip()}"
+        lines.append((line, prose))
+    return "\n".join(_filled(line) if prose else line for line, prose in lines)
+
+
+def _filled(line: str) -> str:
+    begin = re.match(r" *(- )?", line)
+    indent = " " * (begin.end() if begin else 0)
+    line = line.replace(" %", "\0%")  # a number stays with its unit
+    line = textwrap.fill(line, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    return line.replace("\0", " ")
 
 
 def not_measured(titles: list[str]) -> str:

@@ -138,6 +138,8 @@ def statements(part: str, steps: dict[str, Rows]) -> list[str]:
 def best(rows: Rows) -> str:
     """The number of workers that took least, against the first."""
     fastest = min(rows, key=lambda row: row["seconds"]["median"])
+    if fastest is rows[0]:
+        return f"fastest with {fastest['x']} workers"
     gain = rows[0]["seconds"]["median"] / fastest["seconds"]["median"]
     return f"fastest with {fastest['x']} workers, {gain:.2f} times as fast as with {rows[0]['x']}"
 

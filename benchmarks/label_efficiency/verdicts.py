@@ -24,6 +24,7 @@ from .pretexts import CONTROL
 from .wording import COMPARED, MODES, comparison_cells, name_of, with_interval
 
 Comparison = Mapping[str, Any]
+HEADLINE_RATES = (25, 100)
 
 
 def where(comparison: Comparison) -> str:
@@ -134,24 +135,29 @@ def _rule(results: Results, number: int) -> str:
     )
 
 
-def _gain(results: Results, one: str, two: str, rate: int) -> str | None:
-    found = find_comparison(results, level=FIRST_LEVEL, mode="full", rate=rate, one=one, two=two)
-    return None if found is None else with_interval(found["test_mAP"], signed=True)
+def _gains(results: Results, mode: str, pretext: str) -> str | None:
+    found = [
+        find_comparison(results, level=FIRST_LEVEL, mode=mode, rate=rate, one=pretext, two="scratch")
+        for rate in HEADLINE_RATES
+    ]
+    if any(one is None for one in found):
+        return None
+    return " and ".join(with_interval(one["test_mAP"], signed=True) for one in found if one is not None)
 
 
 def headline(results: Results) -> str | None:
-    """Gains in test mAP over scratch, of the control too, and over the control, with their intervals over seeds."""
-    plan, rates = results["plan"], (25, 100)
-    wanted = [("v2", "scratch"), ("v1", "scratch"), (CONTROL, "scratch"), ("v2", CONTROL), ("v1", CONTROL)]
-    told = {pair: [_gain(results, *pair, rate) for rate in rates] for pair in wanted}
-    if any(gain is None for gains in told.values() for gain in gains):
+    """Gains in test mAP over scratch, of VoCo v2 and of the control, where few and where all weights are trained."""
+    plan = results["plan"]
+    wanted = [(mode, pretext) for mode in ("frozen", "full") for pretext in ("v2", CONTROL)]
+    told = {pair: gains for pair in wanted if (gains := _gains(results, *pair))}
+    if len(told) < len(wanted):
         return None
-    texts = {pair: f"{gains[0]} and {gains[1]}" for pair, gains in told.items()}
-    labelled, seeds = plan["data"]["labelled"], len(plan["seeds"])
+    rates = " and ".join(map(str, HEADLINE_RATES))
     return (
-        f"Label efficiency, synthetic patients (conspicuity {plan['levels'][FIRST_LEVEL]:.1f}), `{plan['backbone']}`,"
-        f" all weights fine-tuned: at 25 and 100 % of {labelled} labels VoCo v2 changes test mAP over training from"
-        f" scratch by {texts['v2', 'scratch']}, v1 by {texts['v1', 'scratch']}, a control that makes the same crops"
-        f" alike wherever they lie by {texts[CONTROL, 'scratch']}; beside that control v2 gives {texts['v2', CONTROL]},"
-        f" v1 {texts['v1', CONTROL]} (mean with 95 % interval over {seeds} seeds; {results['machine']['cpu']})."
+        f"Label efficiency, synthetic patients (conspicuity {plan['levels'][FIRST_LEVEL]:.1f}), `{plan['backbone']}`:"
+        f" with {rates} % of {plan['data']['labelled']} labels VoCo v2 changes test mAP over training from scratch by"
+        f" {told['frozen', 'v2']} with a frozen backbone, and by {told['full', 'v2']} with all weights trained; a"
+        f" control that makes the same crops alike wherever they lie by {told['frozen', CONTROL]}, and by"
+        f" {told['full', CONTROL]} (mean with 95 % interval over {len(plan['seeds'])} seeds;"
+        f" {results['machine']['cpu']})."
     )

@@ -528,7 +528,7 @@ def test_it_runs_resumes_and_is_told(tmp_path: Path, root: Path) -> None:
     ]
     assert f"| all weights | 8 (100 %) | {' | '.join(cells)} |" in text
     assert "Synthetic patients" in text
-    assert report.headline(results) is None  # the smoke plan lacks v1
+    assert report.headline(results) is None  # the smoke plan has no 25 %
     _check_told(results, text)
 
 
@@ -562,29 +562,29 @@ def _check_results(results: dict, folder: Path) -> None:
 def test_the_headline_says_what_was_found() -> None:
     plan = load_plan()
     comparisons = [
-        {"level": "plain", "mode": "full", "rate": rate, "one": one, "two": two}
+        {"level": "plain", "mode": mode, "rate": rate, "one": one, "two": "scratch"}
         | {"test_mAP": {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}}
-        for one, two, mean in (
-            ("v2", "scratch", 0.02),
-            ("v1", "scratch", -0.03),
-            (CONTROL, "scratch", 0.04),
-            ("v2", CONTROL, 0.0),
-            ("v1", CONTROL, 0.05),
+        for mode, one, mean in (
+            ("frozen", "v2", 0.12),
+            ("frozen", CONTROL, -0.03),
+            ("full", "v2", 0.02),
+            ("full", CONTROL, 0.04),
         )
         for rate in (25, 100)
     ]
     results = {"plan": plan, "comparisons": comparisons, "machine": {"cpu": "a processor"}}
     text = report.headline(results)
     assert text is not None
-    assert "v2 changes test mAP over training from scratch by +0.020 (+0.010 to +0.030)" in text
-    assert "v1 by -0.030 (-0.040 to -0.020)" in text
-    assert "synthetic" in text
-    assert "a processor" in text
-    assert "3 seeds" in text
-    assert "(conspicuity 1.0)" in text
-    assert "alike wherever they lie by +0.040 (+0.030 to +0.050)" in text
+    twice = "+0.120 (+0.110 to +0.130) and +0.120 (+0.110 to +0.130)"
+    assert f"v2 changes test mAP over training from scratch by {twice} with a frozen backbone" in text
+    assert "by +0.020 (+0.010 to +0.030) and +0.020 (+0.010 to +0.030) with all weights trained" in text
+    assert "alike wherever they lie by -0.030 (-0.040 to -0.020) and" in text
+    assert "and by +0.040 (+0.030 to +0.050) and" in text
+    for word in ("synthetic", "a processor", "3 seeds", "(conspicuity 1.0)"):
+        assert word in text
     for comparison in comparisons:  # of one seed there is none
         comparison["test_mAP"] |= {"low": None, "high": None}
     text = report.headline(results)
     assert text is not None
-    assert "from scratch by +0.020 and +0.020, v1 by -0.030 and -0.030" in text
+    assert "from scratch by +0.120 and +0.120 with a frozen backbone" in text
+    assert report.headline({**results, "comparisons": comparisons[:-1]}) is None
