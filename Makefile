@@ -83,7 +83,7 @@ test-all: lint
 test-label: $(LABEL_VENV)/dev.stamp
 	$(LABEL_PY) -m pytest $(PARALLEL) tests/apps --durations=10
 
-## speed beside the original and MONAI's caches, and how cost grows: about 20 minutes on two quiet cores; threads as torch
+## speed beside the original and MONAI's caches, and how cost grows: about 25 minutes on two quiet cores; threads as torch
 ## takes them, so that OMP_NUM_THREADS had better be unset
 bench: $(VENV)/run.stamp
 	$(PY) -m benchmarks.speed --out benchmarks/results/speed.json
