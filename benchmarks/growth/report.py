@@ -16,11 +16,11 @@ TITLE = "How cost grows"
 COMMAND = "python -m benchmarks.growth --out benchmarks/results/growth.json"
 LINEAR = 1.1  # the largest exponent that counts as linear: 26 % more than ten times the time for ten times the work
 MEMORY = 10.0  # MB for 1,000 series more: target
-INTRODUCTION = """**Synthetic** data. Each line is a process of its own; its peak memory is the largest resident memory,
-libraries included. Malloc is as glibc has it by default. Seconds are without imports: median (and range) of up to three
-runs, one where a run takes over 30 s. Files are in the page cache. The exponent p of seconds ~ x^p is a least-squares
-fit over all runs, with its 95 % interval; what does not grow (the start of a run) lowers it, so the exponent between
-the two largest x is given too."""
+INTRODUCTION = """**Synthetic** data. Each line is a process of its own; its peak memory is the largest resident
+memory, libraries included. Malloc is as glibc has it by default. Seconds are without imports: median (and range) of
+up to three runs, one where a run takes over 30 s; of a batch, each step of three epochs. Files are in the page
+cache. The exponent p of seconds ~ x^p is a least-squares fit over all runs, with its 95 % interval; what does not
+grow (the start of a run) lowers it, so the exponent between the two largest x is given too."""
 # part -> heading, what x is, what it was measured on
 PARTS = {
     "slices": (

@@ -32,6 +32,12 @@ HEALTH = {
     "organ_auc": "organ-presence AUC",
     "slice_height_error": "slice-height error",
 }
+GLOSSARY = """Words: *conspicuity* scales the contrast and the size of injuries; at 1, the demo's, they are easy on
+purpose. *Scratch* is the same training from random weights; where the backbone is frozen it is a random
+one that stays random. *Last blocks*: the last three blocks and the classifier's head are trained. *VoCo
+v1* is the loss of VoCo (CVPR 2024), *VoCo v2* that of 2D-VoCo, the bundle's default. The *score* is
+RSNA 2023's weighted log loss. *One-sided regulariser* and *hard clamp* are published forms of the loss,
+in place of the bundle's symmetric and soft ones."""
 plots = draw
 
 
@@ -73,10 +79,14 @@ def _introduction(results: Results) -> str:
         f" {pretraining['batch_size']} volumes of pretraining; fine-tuning of {min(steps)} to {max(steps)} steps of"
         f" {fine['batch_size']}, more with more labels. {seeds} seeds, of pretraining, subset and fine-tuning together;"
         f" at 100 % all seeds share the same patients. {hours:.1f} core-hours in all. {levels}\n\nRuns, comparisons and"
-        " rules were fixed in `benchmarks/label_efficiency/plan.json` before the first run; this report and its"
-        " headline were written after the first runs had begun, and before the test was read. Figures are of the test"
-        " patients, means over the seeds with 95 % t-intervals over them (of so few seeds such intervals are wide),"
-        f" unless a table says otherwise. {revision_note(results['revisions'])}"
+        " rules were fixed in `benchmarks/label_efficiency/plan.json` before the first run; the tables of this report"
+        " were written after the first runs had begun, and before the test was read. The README's table was chosen"
+        " after it: until then the README had the gains with all weights trained alone, those over the"
+        " control too. Figures are"
+        " of the test patients, means over the seeds with 95 % t-intervals over them (of so few seeds such intervals"
+        " are wide, and not cut at 0 or 1), unless a table says otherwise. The command and the machine below are those"
+        " of the reading; the trainings were worked off in several sittings whose machines were not recorded."
+        f" {revision_note(results['revisions'])}\n\n{GLOSSARY}"
     )
 
 

@@ -19,6 +19,7 @@ from .decisions import (
     judge_variants,
     odds_of_a_null_variant,
 )
+from .figures import over_seeds
 from .plan import FIRST_LEVEL
 from .pretexts import CONTROL
 from .wording import COMPARED, MODES, comparison_cells, name_of, with_interval
@@ -72,7 +73,8 @@ def verdict(results: Results) -> str:
     chance, seeds = above_by_chance(number), len(results["plan"]["seeds"])
     return "\n\n".join([
         "### What the comparisons say",
-        f"Each cell is a level, a way of fine-tuning and a share of the labels. Intervals over seeds are of {seeds}"
+        "All of it is of test mAP (the tables above have the score too). Each cell is a level, a way of fine-tuning and"
+        f" a share of the labels. Intervals over seeds are of {seeds}"
         " trained networks a side, on these test patients; intervals over patients hold those networks fixed and say"
         " nothing of another seed: what is above 0 \"over patients only\" may be these networks' luck. The cells are"
         " not independent: they share pretrained networks and test patients. Were no pretext different, of these"
@@ -135,29 +137,32 @@ def _rule(results: Results, number: int) -> str:
     )
 
 
-def _gains(results: Results, mode: str, pretext: str) -> str | None:
-    found = [
-        find_comparison(results, level=FIRST_LEVEL, mode=mode, rate=rate, one=pretext, two="scratch")
-        for rate in HEADLINE_RATES
-    ]
-    if any(one is None for one in found):
-        return None
-    return " and ".join(with_interval(one["test_mAP"], signed=True) for one in found if one is not None)
+def _headline_rows(results: Results) -> list[tuple[str, ...]] | None:
+    rows = []
+    for mode in ("full", "frozen"):
+        for rate in HEADLINE_RATES:
+            place = {"level": FIRST_LEVEL, "mode": mode, "rate": rate}
+            found = [find_comparison(results, **place, one=one, two="scratch") for one in ("v1", "v2", CONTROL)]
+            runs = [run for run in results["runs"] if {**place, "pretext": "scratch"}.items() <= run.items()]
+            if not runs or None in found:
+                return None
+            gains = [with_interval(one["test_mAP"], signed=True) for one in found if one is not None]
+            scratch = over_seeds([run["test"]["mAP"] for run in runs])
+            rows.append((f"{MODES[mode]}, {runs[0]['labels']} labels", f"{scratch['mean']:.3f}", *gains))
+    return rows
 
 
 def headline(results: Results) -> str | None:
-    """Gains in test mAP over scratch, of VoCo v2 and of the control, where few and where all weights are trained."""
-    plan = results["plan"]
-    wanted = [(mode, pretext) for mode in ("frozen", "full") for pretext in ("v2", CONTROL)]
-    told = {pair: gains for pair in wanted if (gains := _gains(results, *pair))}
-    if len(told) < len(wanted):
+    """Test mAP from random weights, and what both forms of VoCo and the control change of it, where all weights are
+    trained and where the backbone is frozen."""
+    plan, rows = results["plan"], _headline_rows(results)
+    if rows is None:
         return None
-    rates = " and ".join(map(str, HEADLINE_RATES))
+    head = ("trained", "from random weights", "change by VoCo v1", "change by VoCo v2", "change by the control")
+    lines = "\n".join(f"  {line}" for line in table(head, rows).strip().split("\n"))
     return (
-        f"Label efficiency, synthetic patients (conspicuity {plan['levels'][FIRST_LEVEL]:.1f}), `{plan['backbone']}`:"
-        f" with {rates} % of {plan['data']['labelled']} labels VoCo v2 changes test mAP over training from scratch by"
-        f" {told['frozen', 'v2']} with a frozen backbone, and by {told['full', 'v2']} with all weights trained; a"
-        f" control that makes the same crops alike wherever they lie by {told['frozen', CONTROL]}, and by"
-        f" {told['full', CONTROL]} (mean with 95 % interval over {len(plan['seeds'])} seeds;"
-        f" {results['machine']['cpu']})."
+        f"Label efficiency on synthetic patients of easy injuries (conspicuity {plan['levels'][FIRST_LEVEL]:.1f}),"
+        f" `{plan['backbone']}`: test mAP (chance {results['frequencies'][FIRST_LEVEL]['mAP']:.3f}), mean with 95 %"
+        f" interval over {len(plan['seeds'])} seeds ({results['machine']['cpu']}). The control makes the same crops"
+        f" alike wherever they lie.\n\n{lines}\n"
     )

@@ -205,4 +205,4 @@ def plots(results: dict[str, Any], folder: Path) -> None:
         axis.set_xticks(range(len(NETWORKS)), [network.replace(" and ", "\nand ") for network in NETWORKS], fontsize=8)
         axis.set_title(title, fontsize=9)
         axis.legend(fontsize=6)
-    figure.savefig(folder / "real_ct.png", dpi=80)
+    figure.savefig(folder / "real_ct.png", dpi=72)

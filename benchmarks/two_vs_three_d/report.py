@@ -15,6 +15,7 @@ from benchmarks.windows import baselines_text
 
 TITLE = "What 2D saves over 3D"
 COMMAND = (
+    "# Swin needs einops, of requirements-dev.txt\n"
     "OMP_NUM_THREADS=2 python -m benchmarks.two_vs_three_d --size small --device cpu --seconds 60 --seeds 3"
     " --out benchmarks/results/two_vs_three_d.json"
 )
@@ -129,13 +130,16 @@ def headline(results: dict[str, Any]) -> str | None:
     found = ratios(results, *PAIR)
     machine = results["machine"]["cpu" if results["device"] == "cpu" else "gpu"]
     accuracy = [figure(spread(of_seeds(results, network, "position_accuracy"))) for network in PAIR]
+    parameters = [f"{of_seeds(results, network, 'parameters')[0] / 1e6:.0f} M" for network in PAIR]
+    untrained = [f"{of_seeds(results, network, 'position_accuracy_untrained')[0]:.2f}" for network in PAIR]
     size = results["sizes"]
     seen = f"{size['slices']} of {size['volume'][2]} slices"
     return (
         f"3D VoCo takes {figure(found['memory'], 1)} times the peak memory and {figure(found['time'], 1)} times the"
-        f" time a volume of 2D-VoCo on {seen} (ResNet-18, loss {results['common']['voco_form']} and grid alike); after"
-        f" {results['seconds']:g} s of training on synthetic CT position accuracy is {accuracy[0]} in 2D and"
-        f" {accuracy[1]} in 3D ({machine}; median, smallest to largest of {results['seeds']} rounds)"
+        f" time a volume of 2D-VoCo on {seen} (ResNet-18, {parameters[0]} parameters in 2D and {parameters[1]} in 3D,"
+        f" loss {results['common']['voco_form']} and grid alike); {results['seconds']:g} s of training on synthetic CT"
+        f" take position accuracy from {untrained[0]} to {accuracy[0]} in 2D and from {untrained[1]} to {accuracy[1]}"
+        f" in 3D ({machine}; median, smallest to largest of {results['seeds']} rounds)"
     )
 
 

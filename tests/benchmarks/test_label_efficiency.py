@@ -561,30 +561,34 @@ def _check_results(results: dict, folder: Path) -> None:
 
 def test_the_headline_says_what_was_found() -> None:
     plan = load_plan()
+    gains = {"frozen": (0.12, 0.13, -0.03), "full": (0.02, -0.05, 0.04)}
     comparisons = [
         {"level": "plain", "mode": mode, "rate": rate, "one": one, "two": "scratch"}
         | {"test_mAP": {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}}
-        for mode, one, mean in (
-            ("frozen", "v2", 0.12),
-            ("frozen", CONTROL, -0.03),
-            ("full", "v2", 0.02),
-            ("full", CONTROL, 0.04),
-        )
+        for mode, means in gains.items()
+        for one, mean in zip(("v1", "v2", CONTROL), means, strict=True)
         for rate in (25, 100)
     ]
-    results = {"plan": plan, "comparisons": comparisons, "machine": {"cpu": "a processor"}}
+    runs = [
+        {"level": "plain", "mode": mode, "rate": rate, "pretext": "scratch", "labels": labels, "test": {"mAP": value}}
+        for mode in gains
+        for rate, labels in ((25, 60), (100, 240))
+        for value in (0.3, 0.4)
+    ]
+    results = {"plan": plan, "comparisons": comparisons, "runs": runs, "frequencies": {"plain": {"mAP": 0.3}}}
+    results["machine"] = {"cpu": "a processor"}
     text = report.headline(results)
     assert text is not None
-    twice = "+0.120 (+0.110 to +0.130) and +0.120 (+0.110 to +0.130)"
-    assert f"v2 changes test mAP over training from scratch by {twice} with a frozen backbone" in text
-    assert "by +0.020 (+0.010 to +0.030) and +0.020 (+0.010 to +0.030) with all weights trained" in text
-    assert "alike wherever they lie by -0.030 (-0.040 to -0.020) and" in text
-    assert "and by +0.040 (+0.030 to +0.050) and" in text
-    for word in ("synthetic", "a processor", "3 seeds", "(conspicuity 1.0)"):
+    for word in ("synthetic", "a processor", "3 seeds", "(conspicuity 1.0)", "chance 0.300"):
         assert word in text
+    cells = "| 0.350 | +0.120 (+0.110 to +0.130) | +0.130 (+0.120 to +0.140) | -0.030 (-0.040 to -0.020) |"
+    for labels in (60, 240):
+        assert f"\n  | frozen backbone, {labels} labels {cells}\n" in text
+        assert f"\n  | all weights, {labels} labels | 0.350 | +0.020 (+0.010 to +0.030) | -0.050 (" in text
     for comparison in comparisons:  # of one seed there is none
         comparison["test_mAP"] |= {"low": None, "high": None}
     text = report.headline(results)
     assert text is not None
-    assert "from scratch by +0.120 and +0.120 with a frozen backbone" in text
+    assert "| 0.350 | +0.120 | +0.130 | -0.030 |" in text
     assert report.headline({**results, "comparisons": comparisons[:-1]}) is None
+    assert report.headline({**results, "runs": []}) is None
