@@ -53,12 +53,12 @@ RSNA_RUN = {**CPU, "dropout": 0.1, "augment_prob": 0, "flip_prob": 0, "keep_best
 # The whole body at once: of a crop of it a label speaks only in part, and nothing was learnt in as many steps.
 FINE_TUNE_SMALL = {
     **RSNA_RUN, "volume_size": [96, 96, 32], "image_size": [96, 96], "num_slices": 16, "batch_size": 8,
-    "max_epochs": 30, "learning_rate": 0.002, "val_interval": 5,
+    "max_epochs": 20, "learning_rate": 0.001, "val_interval": 5,
 }  # fmt: skip
 # half way to the default size: what was learnt of small bodies was mostly lost in one step from 96 to 256 pixels
 FINE_TUNE_MEDIUM = {
     **RSNA_RUN, "volume_size": [160, 160, 48], "image_size": [160, 160], "num_slices": 12, "batch_size": 8,
-    "max_epochs": 4, "learning_rate": 0.001, "val_interval": 4,
+    "max_epochs": 3, "learning_rate": 0.001, "val_interval": 3,
 }  # fmt: skip
 FINE_TUNE = {
     **RSNA_RUN, "num_slices": 12, "batch_size": 4, "max_epochs": 3, "learning_rate": 0.0005, "val_interval": 3,
