@@ -56,7 +56,7 @@ $(LABEL_VENV)/dev.stamp: $(APP)/requirements-dev.txt $(LABEL_VENV)/run.stamp
 ## the environment for `$(LABEL_VENV)/bin/python -m monailabel.main start_server --app apps/monailabel ...`
 label-env: $(LABEL_VENV)/run.stamp
 
-## the whole path on synthetic CT, about five minutes on two cores after the installation
+## the whole path on synthetic CT, about seven minutes on two cores after the installation
 demo: $(VENV)/run.stamp
 	$(PY) -m demo.run --out out/demo
 
