@@ -43,10 +43,9 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 INTRODUCTION = """# Benchmarks
 
 Made by `python -m benchmarks.document` from the results in `benchmarks/results/`; do not edit. Each figure comes from
-the command above it, as a ratio within one run, with its range or interval; what "What it says" takes from a profile
-or from another run is marked as such and not in the results. Commands run from the repository's root; where one needs
-more than requirements.txt it says so. Synthetic data (the demo's generator) are called synthetic: figures on them say
-how the method behaves there, and nothing about patients.
+the command above it, as a ratio within one run, with its range or interval. Commands run from the
+repository's root; where one needs more than requirements.txt it says so. Synthetic data (the demo's generator) are
+called synthetic: figures on them say how the method behaves there, and nothing about patients.
 """
 UNMEASURED = "**Unmeasured**: nobody has run this yet."
 NO_BENCHMARK = ("several GPUs with NCCL", "anything on RSNA 2023 itself")  # claims that nothing here measures
@@ -85,7 +84,7 @@ def wrapped(text: str) -> str:
     code = False
     for line in text.split("\n"):
         code ^= line.startswith("```")
-        prose = bool(line) and not code and not line.startswith(("|", "  |", "<", "    ", "#", "!", "```"))
+        prose = bool(line) and not code and not line.startswith(("|", "<", "    ", "#", "!", "```"))
         if prose and lines and lines[-1][1] and not re.match(r" *- ", line):
             line = f"{lines.pop()[0]} {line.lstrip()}"
         lines.append((line, prose))

@@ -168,9 +168,9 @@ def fine_tune(demo: Weights, data: dict[str, Any], backbone: Path) -> tuple[Path
     """The classifier in half precision, and the figures of that file on the test patients."""
     path = demo.train("fine_tune_small", RSNA, **data, **FINE_TUNE_SMALL, pretrained_path=backbone)
     whole = [f"../../../{WHOLE_NETWORK}"]
-    larger = {"fine_tune_medium": FINE_TUNE_MEDIUM, "fine_tune": FINE_TUNE, "fine_tune_head": FINE_TUNE_HEAD}
-    for stage, settings in larger.items():
-        path = demo.train(stage, RSNA, whole, **data, **settings, pretrained_path=path)
+    settings = stage_settings()
+    for stage in ("fine_tune_medium", "fine_tune", "fine_tune_head"):
+        path = demo.train(stage, RSNA, whole, **data, **settings[stage], pretrained_path=path)
     shipped = write_half(path, demo.out / "shipped" / RSNA / "model.pt")
     folder = demo.measure("evaluation", RSNA, **data, **EVALUATE, weights=shipped)
     return shipped, json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -18,6 +18,12 @@ from .read_test import REFERENCE
 Results = Mapping[str, Any]
 
 
+def select(results: Results, **wanted: Any) -> list[dict[str, Any]]:
+    """Runs with these values, by seed."""
+    found = [run for run in results["runs"] if all(run[key] == value for key, value in wanted.items())]
+    return sorted(found, key=lambda run: run["seed"])
+
+
 def find_comparison(results: Results, **wanted: Any) -> dict[str, Any] | None:
     """The comparison with these values of level, mode, rate, one and two; None where it was not made."""
     return next((c for c in results["comparisons"] if all(c[key] == value for key, value in wanted.items())), None)

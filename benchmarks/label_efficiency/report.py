@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from benchmarks.common import table
 from benchmarks.provenance import revision_note
 from benchmarks.windows import baselines_text
 
-from .decisions import Results
+from .decisions import Results, select
 from .figures import over_seeds
 from .plots import draw
 from .verdicts import headline, variants, verdict
@@ -39,12 +37,6 @@ v1* is the loss of VoCo (CVPR 2024), *VoCo v2* that of 2D-VoCo, the bundle's def
 RSNA 2023's weighted log loss. *One-sided regulariser* and *hard clamp* are published forms of the loss,
 in place of the bundle's symmetric and soft ones."""
 plots = draw
-
-
-def select(results: Results, **wanted: Any) -> list[dict[str, Any]]:
-    """Runs with these values, by seed."""
-    found = [run for run in results["runs"] if all(run[key] == value for key, value in wanted.items())]
-    return sorted(found, key=lambda run: run["seed"])
 
 
 def section(results: Results) -> str:
@@ -81,10 +73,10 @@ def _introduction(results: Results) -> str:
         f" at 100 % all seeds share the same patients. {hours:.1f} core-hours in all. {levels}\n\nRuns, comparisons and"
         " rules were fixed in `benchmarks/label_efficiency/plan.json` before the first run; the tables of this report"
         " were written after the first runs had begun, and before the test was read. The README's table was chosen"
-        " after it: until then the README had the gains with all weights trained alone, those over the"
-        " control too. Figures are"
-        " of the test patients, means over the seeds with 95 % t-intervals over them (of so few seeds such intervals"
-        " are wide, and not cut at 0 or 1), unless a table says otherwise. The command and the machine below are those"
+        " after it: until then the README had the gains with all weights trained alone, those over the control too."
+        " Figures are of the test patients, means over the seeds with 95 % t-intervals over them (of so few seeds"
+        " such intervals are wide, and not cut at 0 or 1), unless a table says otherwise. The command and the"
+        " machine below are those"
         " of the reading; the trainings were worked off in several sittings whose machines were not recorded."
         f" {revision_note(results['revisions'])}\n\n{GLOSSARY}"
     )

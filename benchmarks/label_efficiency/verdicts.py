@@ -18,6 +18,7 @@ from .decisions import (
     hurts,
     judge_variants,
     odds_of_a_null_variant,
+    select,
 )
 from .figures import over_seeds
 from .plan import FIRST_LEVEL
@@ -143,7 +144,7 @@ def _headline_rows(results: Results) -> list[tuple[str, ...]] | None:
         for rate in HEADLINE_RATES:
             place = {"level": FIRST_LEVEL, "mode": mode, "rate": rate}
             found = [find_comparison(results, **place, one=one, two="scratch") for one in ("v1", "v2", CONTROL)]
-            runs = [run for run in results["runs"] if {**place, "pretext": "scratch"}.items() <= run.items()]
+            runs = select(results, **place, pretext="scratch")
             if not runs or None in found:
                 return None
             gains = [with_interval(one["test_mAP"], signed=True) for one in found if one is not None]
@@ -159,10 +160,9 @@ def headline(results: Results) -> str | None:
     if rows is None:
         return None
     head = ("trained", "from random weights", "change by VoCo v1", "change by VoCo v2", "change by the control")
-    lines = "\n".join(f"  {line}" for line in table(head, rows).strip().split("\n"))
     return (
         f"Label efficiency on synthetic patients of easy injuries (conspicuity {plan['levels'][FIRST_LEVEL]:.1f}),"
         f" `{plan['backbone']}`: test mAP (chance {results['frequencies'][FIRST_LEVEL]['mAP']:.3f}), mean with 95 %"
         f" interval over {len(plan['seeds'])} seeds ({results['machine']['cpu']}). The control makes the same crops"
-        f" alike wherever they lie.\n\n{lines}\n"
+        f" alike wherever they lie.\n\n{table(head, rows)}\n"
     )

@@ -97,8 +97,7 @@ def section(results: Mapping[str, Any]) -> str:
         " `tests/benchmarks/test_reference.py` holds its labels, slices and crops equal to ours, and within rounding"
         " its loss with gradient (under the published options), moving average and embeddings, and the classifier's"
         " logits in both memory formats. The loss that is timed is our default one, which differs in its"
-        " gradient and, at"
-        " batch 1, has no inter term. Not equal is the original's way to a"
+        " gradient and, at batch 1, has no inter term. Not equal is the original's way to a"
         " prepared volume: foreground by its own threshold, trilinear resizing. MONAI's caches"
         " (`benchmarks/monai_caches.py`) hold what this way gives as uint8 slices, as our cache does ours.\n"
     ]  # fmt: skip

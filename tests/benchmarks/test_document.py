@@ -132,5 +132,5 @@ def test_prose_is_wrapped_and_tables_code_and_html_are_not() -> None:
     assert [line[: line.index("word")] for line in lines[:7] if line] == ["", "", "- ", "  ", "  - ", "    "]
     assert document.wrapped(found) == found
     assert document.wrapped("one\ntwo\n- three\n  four\n- five\n\nsix") == "one two\n- three four\n- five\n\nsix"
-    assert document.wrapped("- a\n\n  | b |\n  | c |\n\nd") == "- a\n\n  | b |\n  | c |\n\nd"
+    assert document.wrapped("- a\n\n| b |\n| c |\n\nd") == "- a\n\n| b |\n| c |\n\nd"
     assert not re.search(r"^%", document.wrapped("at 25 % " * 30), flags=re.MULTILINE)

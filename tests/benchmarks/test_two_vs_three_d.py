@@ -94,7 +94,8 @@ def test_a_gpu_has_its_own_plot_and_machine() -> None:
     text = gpu_report.headline(results)
     assert "1.5 (1.5 to 1.5) times the peak memory" in text
     assert "2D-VoCo on 32 of 64 slices" in text
-    assert " to 0.60 (0.60 to 0.60) in 2D and from 0.20 to 0.30 (0.30 to 0.30) in 3D (a GPU;" in text
+    assert "take position accuracy from 0.20 to 0.60 (0.60 to 0.60) in 2D" in text
+    assert " in 2D and from 0.20 to 0.30 (0.30 to 0.30) in 3D (a GPU;" in text
     assert report.plot_name(results) == "two_vs_three_d_gpu.png"
     assert "--device cuda" in gpu_report.COMMAND
     assert gpu_report.TITLE != report.TITLE
